@@ -1,0 +1,178 @@
+"""Every knob, as frozen dataclasses with the defaults the command line shows. Standard library only."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Precision(StrEnum):
+    """Arithmetic of the network; `auto` is bf16 where the machine is good at it, else fp32."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class HeadType(StrEnum):
+    """How tokens become pixels: one linear layer a patch, or the DPT convolutional decoder."""
+
+    LINEAR = "linear"
+    DPT = "dpt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of the two-view network; the state-dict layout is the same for every size.
+
+    `image_size` is the long edge in pixels the weights were trained at and the default of
+    `--size`. The `dpt_*` fields matter only for the DPT head.
+    """
+
+    name: str = "custom"
+    image_size: int = 224
+    patch_size: int = 16
+    enc_dim: int = 192
+    enc_depth: int = 6
+    enc_heads: int = 3
+    dec_dim: int = 192
+    dec_depth: int = 6
+    dec_heads: int = 3
+    mlp_ratio: int = 4
+    rope_base: float = 100.0
+    head: HeadType = HeadType.LINEAR
+    dpt_layer_dims: tuple[int, int, int, int] = (96, 192, 384, 768)
+    dpt_feature_dim: int = 256
+    dpt_last_dim: int = 128
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(name="tiny", dec_depth=5),
+    "small": ModelConfig(
+        name="small", enc_dim=384, enc_depth=8, enc_heads=6, dec_dim=256, dec_depth=6, dec_heads=4
+    ),
+    "base": ModelConfig(
+        name="base", enc_dim=768, enc_depth=12, enc_heads=12, dec_dim=512, dec_depth=8, dec_heads=8
+    ),
+    "large": ModelConfig(
+        name="large",
+        image_size=512,
+        enc_dim=1024,
+        enc_depth=24,
+        enc_heads=16,
+        dec_dim=768,
+        dec_depth=12,
+        dec_heads=12,
+        head=HeadType.DPT,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoConfig:
+    """Reading and resizing photographs.
+
+    `size` is the long edge of a view in pixels; None takes the size of the weights.
+    """
+
+    size: int | None = None
+    patch_size: int = 16
+    max_pixels: int = 300_000_000
+    max_bytes: int = 512 * 1024 * 1024
+    threads: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Running the network: `batch_size` None chooses from the device."""
+
+    device: str = "auto"
+    precision: Precision = Precision.AUTO
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig:
+    """Global alignment.
+
+    `focal_px` is a known focal length in pixels of the full photograph, for all photos.
+    `max_edge_residual` is the relative residual (median distance over median depth) above which
+    a pair does not hold a photo; `max_edge_rotation_deg` the largest disagreement between the
+    two orders of a pair.
+    """
+
+    focal_px: float | None = None
+    shared_focal: bool = False
+    samples_per_edge: int = 512
+    max_iterations: int = 60
+    max_edge_residual: float = 0.35
+    max_edge_rotation_deg: float = 40.0
+    min_edge_confidence: float = 1.1
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseConfig:
+    """From a scene to a point cloud.
+
+    A point is kept if its confidence (1 + e^c, the network's unit) is at least `min_confidence`,
+    or, where `confidence_percentile` is given, among the best (100 - percentile) %.
+    `voxel` is the edge of the thinning grid in scene units, 0 keeps all.
+    """
+
+    min_confidence: float | None = None
+    confidence_percentile: float = 25.0
+    depth_edge: float = 0.06
+    max_points: int = 3_000_000
+    voxel: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All stages of `recon3d run`.
+
+    `deterministic` gives the same bytes on every run on the same machine.
+    """
+
+    weights: str = "embedded"
+    pairs: str = "auto"
+    deterministic: bool = False
+    photos: PhotoConfig = field(default_factory=PhotoConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    fuse: FuseConfig = field(default_factory=FuseConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Training on procedural pairs.
+
+    The budget is `minutes` of training time or `pairs` ordered pairs, whichever ends first, counted
+    over all resumed pieces. `stages` is the curriculum: until the given share of the budget, images
+    of that long edge. `negative_share` of the pairs show two different scenes.
+    """
+
+    preset: str = "tiny"
+    minutes: float = 30.0
+    pairs: int = 1_000_000_000
+    textures: str | None = None
+    n_procedural_textures: int = 512
+    resume: bool = False
+    device: str = "auto"
+    precision: Precision = Precision.AUTO
+    compile: bool = True
+    seed: int = 0
+    scenes_per_step: int = 8
+    views_per_scene: int = 3
+    negative_share: float = 0.08
+    stages: tuple[tuple[float, int], ...] = ((0.5, 128), (0.75, 160), (1.0, 224))
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    decay_share: float = 0.5
+    weight_decay: float = 0.03
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.998
+    alpha: float = 0.2
+    attention_weight: float = 0.1
+    attention_layers: tuple[int, ...] = (1, 2)
+    probe_every_s: float = 180.0
+    save_every_s: float = 300.0

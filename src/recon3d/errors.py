@@ -1,0 +1,47 @@
+"""User faults, one class per exit code; raised in the library, printed once by the command line."""
+
+
+class ReconError(Exception):
+    """A fault the user can mend: the text says what is wrong, the value, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(ReconError):
+    """An option, an argument or an output path that cannot be used as given."""
+
+    exit_code = 2
+
+
+class InputError(ReconError):
+    """No usable input: fewer than two photographs, or none that can be read."""
+
+    exit_code = 3
+
+
+class ReconstructionError(ReconError):
+    """The photographs could be read but not reconstructed."""
+
+    exit_code = 4
+
+
+class DisconnectedError(ReconstructionError):
+    """No chain of confident pairs joins the photographs."""
+
+
+class ResourceError(ReconError):
+    """Memory, disk space or write permission is missing."""
+
+    exit_code = 6
+
+
+class WeightsError(ReconError):
+    """Weights are missing, damaged or of an unknown layout."""
+
+    exit_code = 7
+
+
+EXIT_PARTIAL = 5
+"""Exit code of a run that finished but left some photographs or scenes out."""
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C."""

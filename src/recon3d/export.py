@@ -1,0 +1,122 @@
+"""Scene and point cloud -> files; the ending of the output decides the format."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from io import BufferedIOBase
+from pathlib import Path
+
+import numpy as np
+
+from recon3d.cameras import write_cameras
+from recon3d.errors import ResourceError, UsageError
+from recon3d.files import atomic_write, not_writable
+from recon3d.ply import write_ply
+from recon3d.scene_file import load_scene, save_scene, write_scene
+from recon3d.types import PointCloud, Scene
+
+__all__ = ["FOLDER_FILES", "WRITERS", "check_outputs", "export", "load_scene", "save_scene"]
+
+FOLDER_FILES = ("scene.ply", "scene.glb", "scene.npz", "cameras.json")
+"""What an output that is a folder (`out/`) receives."""
+
+
+def write_glb(cloud: PointCloud, file: BufferedIOBase) -> None:
+    """Write coloured points in glTF's y-up axes: x right, y up, z backward."""
+    import trimesh
+
+    points = cloud.points_in_world * np.array([1, -1, -1], dtype=np.float32)
+    coloured = trimesh.PointCloud(points, cloud.rgb)  # type: ignore[no-untyped-call]
+    file.write(trimesh.Scene(coloured).export(file_type="glb"))  # type: ignore[no-untyped-call]
+
+
+WRITERS: dict[str, Callable[[Scene, PointCloud, BufferedIOBase], object]] = {
+    ".ply": lambda _, cloud, file: write_ply(cloud, file),
+    ".glb": lambda _, cloud, file: write_glb(cloud, file),
+    ".npz": lambda scene, _, file: write_scene(scene, file),
+    ".json": lambda scene, _, file: write_cameras(scene, file),
+}
+
+
+def export(scene: Scene, cloud: PointCloud, output: str, *, overwrite: bool = False) -> None:
+    """Write `output`: a .ply, .glb, .npz or .json (cameras) file, or a folder with all of them.
+
+    Nothing appears, and nothing old is touched, unless every file could be written whole.
+
+    Raises:
+        UsageError: as `check_outputs`.
+        ResourceError: no space or no permission; names the path.
+    """
+    check_outputs([output], overwrite=overwrite)
+    targets = _targets(output)
+    try:
+        if _is_folder(output):
+            Path(output).mkdir(exist_ok=True)
+    except OSError as error:
+        raise not_writable(Path(output), error) from error
+    with contextlib.ExitStack() as stack:  # all written, then all renamed
+        for target in targets:
+            file = stack.enter_context(atomic_write(target))
+            WRITERS[target.suffix.lower()](scene, cloud, file)
+
+
+def check_outputs(outputs: Sequence[str], *, overwrite: bool) -> None:
+    """Check, before any work, that every output can be written.
+
+    Raises:
+        UsageError: an unknown ending, an existing file without `overwrite`, two equal outputs.
+        ResourceError: the folder is missing or not writable.
+    """
+    seen: set[Path] = set()
+    for output in outputs:
+        try:
+            for target in _targets(output):
+                _check_target(target, overwrite=overwrite)
+                if target.resolve() in seen:
+                    raise UsageError(f"{target} would be written twice. Give each output once.")
+                seen.add(target.resolve())
+            _check_folder(Path(output) if _is_folder(output) else Path(output).parent, output)
+        except OSError as error:
+            raise not_writable(Path(output), error) from error
+
+
+def _is_folder(output: str) -> bool:
+    if output.endswith(tuple(filter(None, (os.sep, os.altsep)))):
+        return True
+    return bool(output) and Path(output).suffix.lower() not in WRITERS and Path(output).is_dir()
+
+
+def _targets(output: str) -> list[Path]:
+    """Return the files that `output` stands for; raises UsageError on an unknown ending."""
+    path = Path(output)
+    if _is_folder(output):
+        return [path / name for name in FOLDER_FILES]
+    if path.suffix.lower() not in WRITERS:
+        raise UsageError(
+            f"the output {output!r} has no known ending. End it with {', '.join(WRITERS)} "
+            "(cameras), or with / for a folder that receives all of them."
+        )
+    return [path]
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder. Choose another name or end it with /.")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists; add --overwrite or choose another name.")
+
+
+def _check_folder(folder: Path, output: str) -> None:
+    """Check that a file can be made in `folder`, or `folder` itself where `output` names it."""
+    if _is_folder(output) and not folder.exists():
+        folder = folder.parent
+    if not folder.exists():
+        raise ResourceError(
+            f"{output} cannot be written: the folder {folder} does not exist. Create it first."
+        )
+    if not folder.is_dir():
+        raise UsageError(f"{output} cannot be written: {folder} is a file, not a folder.")
+    # an attempt also sees read-only disks and quotas, which permission bits do not show
+    with tempfile.TemporaryFile(dir=folder):
+        pass

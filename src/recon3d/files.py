@@ -1,0 +1,45 @@
+"""Output files appear whole or not at all: written beside, flushed to the disk, renamed."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from io import BufferedIOBase
+from pathlib import Path
+
+from recon3d.errors import ResourceError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[BufferedIOBase]:
+    """Open a temporary file that takes the place of `path` when the block ends without a fault.
+
+    Until then, and for ever if the block raises or the process is killed, what was at `path`
+    stays as it was. A symbolic link keeps pointing at its file.
+
+    Raises:
+        ResourceError: no space, no permission, no such folder; names `path`.
+    """
+    temporary: Path | None = None
+    try:
+        target = path.resolve()
+        temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+        temporary.unlink(missing_ok=True)  # left behind by a killed process with this id
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise not_writable(path, error) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def not_writable(path: Path, error: OSError) -> ResourceError:
+    """Return the fault that tells the user why `path` cannot be written."""
+    reason = error.strerror or type(error).__name__
+    return ResourceError(
+        f"{path} cannot be written: {reason}. Free some space or choose a folder you may write to."
+    )

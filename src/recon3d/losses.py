@@ -1,0 +1,89 @@
+"""Training losses: confidence-weighted pointmap regression and supervised cross-attention."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from recon3d.geometry import seen_from
+
+
+def normalise(
+    points: tuple[Float[Tensor, "pair height width 3"], ...],
+    valid: tuple[Bool[Tensor, "pair height width"], ...],
+) -> tuple[Float[Tensor, "pair height width 3"], ...]:
+    """Return the pointmaps divided by the mean distance of all their valid points together.
+
+    Source: Wang et al., DUSt3R (CVPR 2024), eq. 3.
+    """
+    distance = sum(
+        torch.where(mask, point.norm(dim=-1), 0).sum((1, 2))
+        for point, mask in zip(points, valid, strict=True)
+    )
+    count = sum(mask.sum((1, 2)) for mask in valid)
+    mean = (distance / torch.as_tensor(count).clamp_min(1)).clamp_min(1e-6)
+    return tuple(point / mean[:, None, None, None] for point in points)
+
+
+def pointmap_errors(
+    predicted: tuple[Float[Tensor, "pair height width 3"], ...],
+    target: tuple[Float[Tensor, "pair height width 3"], ...],
+    valid: tuple[Bool[Tensor, "pair height width"], ...],
+) -> tuple[Float[Tensor, "pair height width"], ...]:
+    """Return the distance of each predicted point from its target, both normalised to mean 1."""
+    return tuple(
+        (p - t).norm(dim=-1)
+        for p, t in zip(normalise(predicted, valid), normalise(target, valid), strict=True)
+    )
+
+
+def confidence_loss(
+    error: Float[Tensor, "*pixel"], confidence: Float[Tensor, "*pixel"], alpha: float
+) -> Float[Tensor, "*pixel"]:
+    """Return `confidence * error - alpha * log(confidence)` a pixel (DUSt3R, eq. 4)."""
+    return confidence * error - alpha * confidence.log()
+
+
+def token_matches(
+    points_i_in_j: Float[Tensor, "pair height_i width_i 3"],
+    valid_i: Bool[Tensor, "pair height_i width_i"],
+    depth_j: Float[Tensor, "pair height_j width_j"],
+    intrinsics_j: Float[Tensor, "pair 3 3"],
+    patch_size: int,
+    stride: int = 4,
+    tolerance: float = 0.03,
+) -> Float[Tensor, "pair token_i token_j"]:
+    """Return how many sampled pixels of each patch of view i are seen in each patch of view j.
+
+    A pixel is seen where its point projects into view j within `tolerance` of the depth there.
+    Pixels are sampled every `stride`; rows are counts, not normalised.
+    """
+    half = stride // 2
+    points = points_i_in_j[:, half::stride, half::stride]
+    n, rows_i, columns_i = points.shape[:3]
+    height_j, width_j = depth_j.shape[1:]
+    seen, y, x = seen_from(points, depth_j, intrinsics_j, tolerance)
+    seen = seen & valid_i[:, half::stride, half::stride]
+    columns_j = width_j // patch_size
+    token_j = (y // patch_size) * columns_j + x // patch_size
+    a_side = patch_size // stride
+    row = torch.arange(rows_i, device=seen.device)[:, None] // a_side
+    column = torch.arange(columns_i, device=seen.device)[None, :] // a_side
+    token_i = (row * (columns_i // a_side) + column).expand(n, -1, -1)
+    n_i = (rows_i // a_side) * (columns_i // a_side)
+    n_j = (height_j // patch_size) * columns_j
+    counts = torch.zeros(n, n_i * n_j, device=seen.device)
+    counts.scatter_add_(1, (token_i * n_j + token_j).flatten(1), seen.float().flatten(1))
+    return counts.view(n, n_i, n_j)
+
+
+def attention_loss(
+    log_attention: Float[Tensor, "pair head token_i token_j"],
+    matches: Float[Tensor, "pair token_i token_j"],
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy between attention heads and the true correspondences.
+
+    Averaged over patches, each weighted by the share of its pixels that are seen in view j.
+    Plain pointmap regression discovers matching only after very many pairs; this starts it.
+    """
+    cross_entropy = -(log_attention * matches[:, None]).sum(-1).mean(1)
+    return cross_entropy.sum() / matches.sum().clamp_min(1)

@@ -1,0 +1,419 @@
+"""The two-view network: a shared ViT encoder, two decoders that attend to each other, two heads.
+
+Names and shapes of the parameters are those of the published checkpoints, so that every size of the
+family, ours included, is one layout. Sources: ViT (Dosovitskiy et al. 2021), RoPE (Su et al. 2021),
+DPT (Ranftl et al. 2021), CroCo (Weinzaepfel et al. 2022), DUSt3R (Wang et al. 2024).
+
+Shapes: B pairs, N tokens, D channels, H heads, C channels of one head.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
+
+from recon3d.config import HeadType, ModelConfig
+
+Grid = tuple[int, int]
+Rope = tuple[Tensor, Tensor]
+
+
+class TwoViewOutput(NamedTuple):
+    """Pointmaps of both views in camera i, and their confidences (1 + e^c); always fp32."""
+
+    pointmap_i: Float[Tensor, "pair height_i width_i 3"]
+    confidence_i: Float[Tensor, "pair height_i width_i"]
+    pointmap_j: Float[Tensor, "pair height_j width_j 3"]
+    confidence_j: Float[Tensor, "pair height_j width_j"]
+
+
+class DecoderTokens(NamedTuple):
+    """Features of both views after each decoder layer, and attention of the requested layers.
+
+    `tokens_*[0]` is the encoder's output, the last entry is after the final norm. `attention[l]`
+    holds log-attention of i over the tokens of j, and of j over those of i, before layer l's MLP.
+    """
+
+    tokens_i: list[Tensor]
+    tokens_j: list[Tensor]
+    attention: dict[int, tuple[Tensor, Tensor]]
+
+
+@lru_cache(maxsize=64)
+def rope_table(
+    grid: Grid, head_dim: int, base: float, device: torch.device, dtype: torch.dtype
+) -> Rope:
+    """Return cos and sin of the rotary angles of every token, (N, C).
+
+    The first half of the channels turns with the patch row, the second with the column; within a
+    half, channel k is paired with channel k + C/4 (REFERENCE: RoPE-2D, "rotate half").
+    """
+    rows, columns = grid
+    quarter = head_dim // 4
+    with torch.inference_mode(False):  # cached: must serve training as well
+        return _rope_table(rows, columns, quarter, base, device, dtype)
+
+
+def _rope_table(
+    rows: int, columns: int, quarter: int, base: float, device: torch.device, dtype: torch.dtype
+) -> Rope:
+    frequency = base ** (-torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
+    y = torch.arange(rows, device=device, dtype=torch.float32).repeat_interleave(columns)
+    x = torch.arange(columns, device=device, dtype=torch.float32).repeat(rows)
+    angle_y, angle_x = y[:, None] * frequency, x[:, None] * frequency
+    angle = torch.cat((angle_y, angle_y, angle_x, angle_x), dim=-1)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x_BHNC: Tensor, rope: Rope) -> Tensor:
+    """Return queries or keys turned by their positions."""
+    cos, sin = rope
+    a, b, c, d = x_BHNC.chunk(4, dim=-1)
+    return x_BHNC * cos + torch.cat((-b, a, -d, c), dim=-1) * sin
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BND)))  # type: ignore[no-any-return]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with rotary positions and one fused q, k, v projection."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BND: Tensor, rope: Rope) -> Tensor:
+        qkv = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out_BHNC = F.scaled_dot_product_attention(rotate(q, rope), rotate(k, rope), v)
+        return self.proj(out_BHNC.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Attention of one view's tokens over the other view's."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.projq = nn.Linear(dim, dim)
+        self.projk = nn.Linear(dim, dim)
+        self.projv = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def _split(self, x_BND: Tensor) -> Tensor:
+        return x_BND.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def query_key(
+        self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope
+    ) -> tuple[Tensor, Tensor]:
+        """Return rotated queries and keys, (B, H, N, C) each."""
+        q = rotate(self._split(self.projq(query_BND)), rope_q)
+        return q, rotate(self._split(self.projk(memory_BND)), rope_k)
+
+    def forward(self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope) -> Tensor:
+        q, k = self.query_key(query_BND, memory_BND, rope_q, rope_k)
+        out_BHNC = F.scaled_dot_product_attention(q, k, self._split(self.projv(memory_BND)))
+        return self.proj(out_BHNC.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def log_attention(
+        self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope
+    ) -> Float[Tensor, "B H Nq Nk"]:
+        """Return the log of the attention weights `forward` uses, in fp32."""
+        q, k = self.query_key(query_BND, memory_BND, rope_q, rope_k)
+        return (q @ k.mT).float().mul(q.shape[-1] ** -0.5).log_softmax(dim=-1)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm self-attention and MLP."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = SelfAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, mlp_ratio * dim)
+
+    def forward(self, x_BND: Tensor, rope: Rope) -> Tensor:
+        x_BND = x_BND + self.attn(self.norm1(x_BND), rope)
+        return x_BND + self.mlp(self.norm2(x_BND))  # type: ignore[no-any-return]
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm self-attention, cross-attention to the other view, and MLP."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = SelfAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm_y = nn.LayerNorm(dim, eps=1e-6)
+        self.cross_attn = CrossAttention(dim, heads)
+        self.norm3 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, mlp_ratio * dim)
+
+    def forward(
+        self, x_BND: Tensor, y_BND: Tensor, rope_x: Rope, rope_y: Rope, *, with_attention: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        x_BND = x_BND + self.attn(self.norm1(x_BND), rope_x)
+        query, memory = self.norm2(x_BND), self.norm_y(y_BND)
+        attention = None
+        if with_attention:
+            attention = self.cross_attn.log_attention(query, memory, rope_x, rope_y)
+        x_BND = x_BND + self.cross_attn(query, memory, rope_x, rope_y)
+        return x_BND + self.mlp(self.norm3(x_BND)), attention
+
+
+class PatchEmbed(nn.Module):
+    """One strided convolution: an image patch becomes a token."""
+
+    def __init__(self, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).mT  # type: ignore[no-any-return]
+
+
+class LinearHead(nn.Module):
+    """Four values a pixel (x, y, z, c) from one linear layer a token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.proj = nn.Linear(config.dec_dim, 4 * config.patch_size**2)
+
+    def forward(self, features: list[Tensor], grid: Grid) -> Float[Tensor, "B 4 height width"]:
+        x = self.proj(features[-1].float()).mT.unflatten(-1, grid)
+        return F.pixel_shuffle(x, self.patch_size)
+
+
+class ResidualConvUnit(nn.Module):
+    """x + conv(relu(conv(relu(x))))."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))  # type: ignore[no-any-return]
+
+
+class FusionBlock(nn.Module):
+    """Add a refined skip, refine, double the resolution, project."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.out_conv = nn.Conv2d(dim, dim, 1)
+        self.resConfUnit1 = ResidualConvUnit(dim)
+        self.resConfUnit2 = ResidualConvUnit(dim)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        if skip is not None:
+            x = x + self.resConfUnit1(skip)
+        x = self.resConfUnit2(x)
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        return self.out_conv(x)  # type: ignore[no-any-return]
+
+
+class Scratch(nn.Module):
+    """The convolutional pyramid of DPT, under its published name."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dpt_feature_dim
+        for level, channels in enumerate(config.dpt_layer_dims, start=1):
+            conv = nn.Conv2d(channels, dim, 3, padding=1, bias=False)
+            self.add_module(f"layer{level}_rn", conv)
+        for level in range(1, 5):
+            self.add_module(f"refinenet{level}", FusionBlock(dim))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        maps = [self.get_submodule(f"layer{k}_rn")(x) for k, x in enumerate(maps, start=1)]
+        x = self.get_submodule("refinenet4")(maps[3])
+        # An odd patch grid: the coarsest map was rounded up when it was halved.
+        x = x[:, :, : maps[2].shape[2], : maps[2].shape[3]]
+        for level in (3, 2, 1):
+            x = self.get_submodule(f"refinenet{level}")(x, maps[level - 1])
+        return x
+
+
+class DptBody(nn.Module):
+    """Reassemble tokens of four depths into a pyramid, fuse it, and predict four values a pixel."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        depth = config.dec_depth
+        self.hooks = (0, depth * 2 // 4, depth * 3 // 4, depth)
+        dims = (config.enc_dim, config.dec_dim, config.dec_dim, config.dec_dim)
+        a, b, c, d = config.dpt_layer_dims
+        self.act_postprocess = nn.ModuleList(
+            (
+                nn.Sequential(nn.Conv2d(dims[0], a, 1), nn.ConvTranspose2d(a, a, 4, stride=4)),
+                nn.Sequential(nn.Conv2d(dims[1], b, 1), nn.ConvTranspose2d(b, b, 2, stride=2)),
+                nn.Sequential(nn.Conv2d(dims[2], c, 1)),
+                nn.Sequential(nn.Conv2d(dims[3], d, 1), nn.Conv2d(d, d, 3, stride=2, padding=1)),
+            )
+        )
+        self.scratch = Scratch(config)
+        self.head = nn.Sequential(
+            nn.Conv2d(config.dpt_feature_dim, config.dpt_feature_dim // 2, 3, padding=1),
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+            nn.Conv2d(config.dpt_feature_dim // 2, config.dpt_last_dim, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(config.dpt_last_dim, 4, 1),
+        )
+
+    def forward(self, features: list[Tensor], grid: Grid) -> Tensor:
+        maps = [
+            process(features[hook].float().mT.unflatten(-1, grid))
+            for process, hook in zip(self.act_postprocess, self.hooks, strict=True)
+        ]
+        return self.head(self.scratch(maps))  # type: ignore[no-any-return]
+
+
+class DptHead(nn.Module):
+    """DPT regression head, resampled to the patch size where that is not 16."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.dpt = DptBody(config)
+
+    def forward(self, features: list[Tensor], grid: Grid) -> Float[Tensor, "B 4 height width"]:
+        out: Tensor = self.dpt(features, grid)
+        size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
+        if out.shape[2:] != size:
+            out = F.interpolate(out, size=size, mode="bilinear", align_corners=True)
+        return out
+
+
+def activate(raw: Float[Tensor, "B 4 height width"]) -> tuple[Tensor, Tensor]:
+    """Return points (distance e^d - 1 along the raw direction) and confidence 1 + e^c."""
+    xyz = raw[:, :3].permute(0, 2, 3, 1)
+    distance = xyz.norm(dim=-1, keepdim=True)
+    points = xyz / distance.clamp_min(1e-8) * torch.expm1(distance)
+    return points, 1 + raw[:, 3].exp()
+
+
+class TwoViewModel(nn.Module):
+    """Predicts, for every pixel of two views, a 3D point in the first camera and a confidence."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config.patch_size, config.enc_dim)
+        # Used by cross-view completion only; part of the published layout.
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dec_dim), requires_grad=False)
+        self.enc_blocks = nn.ModuleList(
+            EncoderBlock(config.enc_dim, config.enc_heads, config.mlp_ratio)
+            for _ in range(config.enc_depth)
+        )
+        self.enc_norm = nn.LayerNorm(config.enc_dim, eps=1e-6)
+        self.decoder_embed = nn.Linear(config.enc_dim, config.dec_dim)
+
+        def decoder() -> nn.ModuleList:
+            return nn.ModuleList(
+                DecoderBlock(config.dec_dim, config.dec_heads, config.mlp_ratio)
+                for _ in range(config.dec_depth)
+            )
+
+        self.dec_blocks, self.dec_blocks2 = decoder(), decoder()
+        self.dec_norm = nn.LayerNorm(config.dec_dim, eps=1e-6)
+        head = {HeadType.LINEAR: LinearHead, HeadType.DPT: DptHead}[config.head]
+        self.downstream_head1, self.downstream_head2 = head(config), head(config)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier-uniform matrices, zero biases, heads that start near zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.config.enc_dim, -1))
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        for head in (self.downstream_head1, self.downstream_head2):
+            if isinstance(head, LinearHead):
+                nn.init.normal_(head.proj.weight, std=0.02)
+
+    def _rope(self, grid: Grid, dim: int, heads: int, like: Tensor) -> Rope:
+        dtype = torch.get_autocast_dtype(like.device.type)
+        if not torch.is_autocast_enabled(like.device.type):
+            dtype = like.dtype
+        return rope_table(grid, dim // heads, self.config.rope_base, like.device, dtype)
+
+    def encode(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch token enc_dim"]:
+        """Return the tokens of each image (RGB in [-1, 1], sides multiples of the patch size)."""
+        config = self.config
+        height, width = images.shape[-2:]
+        if height % config.patch_size or width % config.patch_size:
+            raise ValueError(f"image {height}x{width} is no multiple of {config.patch_size}")
+        grid = (height // config.patch_size, width // config.patch_size)
+        rope = self._rope(grid, config.enc_dim, config.enc_heads, images)
+        x_BND = self.patch_embed(images)
+        for block in self.enc_blocks:
+            x_BND = block(x_BND, rope)
+        return self.enc_norm(x_BND)  # type: ignore[no-any-return]
+
+    def decode_tokens(
+        self,
+        tokens_i: Tensor,
+        tokens_j: Tensor,
+        grid_i: Grid,
+        grid_j: Grid,
+        attention_layers: frozenset[int] = frozenset(),
+    ) -> DecoderTokens:
+        """Run both decoders; every layer of each reads the other's previous layer."""
+        config = self.config
+        rope_i = self._rope(grid_i, config.dec_dim, config.dec_heads, tokens_i)
+        rope_j = self._rope(grid_j, config.dec_dim, config.dec_heads, tokens_j)
+        features_i, features_j = [tokens_i], [tokens_j]
+        attention: dict[int, tuple[Tensor, Tensor]] = {}
+        x_i, x_j = self.decoder_embed(tokens_i), self.decoder_embed(tokens_j)
+        for layer, (block_i, block_j) in enumerate(
+            zip(self.dec_blocks, self.dec_blocks2, strict=True)
+        ):
+            wanted = layer in attention_layers
+            next_i, attention_i = block_i(x_i, x_j, rope_i, rope_j, with_attention=wanted)
+            next_j, attention_j = block_j(x_j, x_i, rope_j, rope_i, with_attention=wanted)
+            x_i, x_j = next_i, next_j
+            if wanted:
+                attention[layer] = (attention_i, attention_j)
+            features_i.append(x_i)
+            features_j.append(x_j)
+        features_i[-1], features_j[-1] = self.dec_norm(x_i), self.dec_norm(x_j)
+        return DecoderTokens(features_i, features_j, attention)
+
+    def heads(self, decoded: DecoderTokens, grid_i: Grid, grid_j: Grid) -> TwoViewOutput:
+        """Turn decoder features into pointmaps and confidences, in fp32 even under autocast."""
+        device = decoded.tokens_i[-1].device.type
+        with torch.autocast(device, enabled=False):
+            points_i, confidence_i = activate(self.downstream_head1(decoded.tokens_i, grid_i))
+            points_j, confidence_j = activate(self.downstream_head2(decoded.tokens_j, grid_j))
+        return TwoViewOutput(points_i, confidence_i, points_j, confidence_j)
+
+    def decode(
+        self,
+        tokens_i: Float[Tensor, "pair token_i enc_dim"],
+        tokens_j: Float[Tensor, "pair token_j enc_dim"],
+        grid_i: Grid,
+        grid_j: Grid,
+    ) -> TwoViewOutput:
+        """Return both pointmaps, in camera i, from the encoded views; a grid is (rows, columns)."""
+        return self.heads(self.decode_tokens(tokens_i, tokens_j, grid_i, grid_j), grid_i, grid_j)

@@ -1,0 +1,300 @@
+"""From files to photos and views: find, read, decode and turn upright.
+
+Decoded photos are large, so each lives only inside its worker thread; what is kept is its
+`View`. A photo that cannot be used is left out with its reason, and the others go on.
+"""
+
+import glob
+import hashlib
+import importlib
+import logging
+import re
+import stat
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from recon3d.config import ModelConfig, PhotoConfig
+from recon3d.errors import InputError, UsageError
+from recon3d.exif import focal_px, read_exif
+from recon3d.image_header import ImageHeader, image_format, read_header, without_tiff_orientation
+from recon3d.progress import Track, silent
+from recon3d.types import LeftOut, Photo, View
+from recon3d.views import make_view, view_shape
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif")
+"""What counts as a photograph in a folder or behind a pattern, in any case of letters."""
+
+_MAX_SIZE = 8192  # of a view in pixels; the network would need more memory than there is
+_OPENCV_MAX_PIXELS = 2**30  # OpenCV's own limit, fixed at the moment it is imported
+_REDUCED_MARGIN = 1.9  # a reduced JPEG must stay this much larger than the view
+_REDUCED_FLAGS = {8: 64, 4: 32, 2: 16}  # the bit that IMREAD_REDUCED_COLOR_N adds to IMREAD_COLOR
+_MIRROR = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> cv2.flip after transposing
+
+
+def find_photos(inputs: Sequence[str]) -> list[tuple[Path, str]]:
+    """Return the files behind the inputs with their names, in natural order of their paths.
+
+    A folder gives the photographs directly in it (by extension, without hidden files); a file
+    gives itself; text that names neither and holds `*`, `?` or `[` is expanded as a pattern.
+    A name is the path relative to the input folder, else the file name; equal names get their
+    folder in front. A path given twice counts once. Files are not opened.
+
+    Raises:
+        InputError: when an input does not exist or holds no photographs.
+    """
+    paths = {path.absolute() for text in inputs for path in _expand(text)}
+    ordered = sorted(paths, key=lambda path: [_natural_key(part) for part in path.parts])
+    names = [path.name for path in ordered]
+    for n_parts in (2, 0):  # the folder in front; where that is not enough, the whole path
+        shared = Counter(names)
+        names = [
+            Path(*path.parts[-n_parts:]).as_posix() if shared[name] > 1 else name
+            for path, name in zip(ordered, names, strict=True)
+        ]
+    return list(zip(ordered, names, strict=True))
+
+
+def read_photo(path: Path, name: str, config: PhotoConfig, *, reduce: bool = False) -> Photo:
+    """Return the decoded photo, upright, 8-bit RGB (grey repeated, alpha dropped).
+
+    Args:
+        path: a regular file; its content, not its extension, tells the format.
+        name: the name the photo keeps.
+        config: limits, and the size of the view.
+        reduce: let JPEGs decode at 1/2, 1/4 or 1/8 where a view of `config.size` loses nothing.
+
+    Raises:
+        InputError: when the file cannot be read or decoded, or is over a limit; the text is
+            the reason alone, without the name.
+    """
+    data = _read_bytes(path, config.max_bytes)
+    heic = image_format(data) == "heic"
+    try:
+        header, rgb = _decode_heic(data, config) if heic else _decode(data, config, reduce=reduce)
+        rgb = _upright(rgb, header.orientation)
+    except (MemoryError, cv2.error) as error:
+        no_memory = isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem
+        reason = "needs more memory than is free" if no_memory else "cannot be decoded"
+        raise InputError(reason) from error
+    turned = header.orientation >= 5
+    return Photo(
+        path=path,
+        name=name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        rgb=rgb,
+        width=header.height if turned else header.width,
+        height=header.width if turned else header.height,
+        focal_px=header.focal_px,
+    )
+
+
+def load_views(
+    inputs: Sequence[str], config: PhotoConfig, *, track: Track = silent
+) -> tuple[tuple[View, ...], tuple[LeftOut, ...]]:
+    """Return the views of all usable photos in natural order, and those left out with reasons.
+
+    Of files with the same content only the first is used. `config.size` None is the size of
+    the embedded weights.
+
+    Raises:
+        UsageError: when `config.size` is out of range.
+        InputError: when fewer than two different photos are usable.
+    """
+    size = _size(config)
+    start_s = time.perf_counter()
+    found = find_photos(inputs)
+    where = inputs[0] if len(inputs) == 1 else f"the {len(inputs)} inputs together"
+    if len(found) < 2:
+        names = ", ".join(name for _, name in found) or "none"
+        raise InputError(f"{where}: one photograph is not enough ({names}). Give at least 2.")
+
+    def read(item: tuple[Path, str]) -> View | LeftOut:
+        try:
+            photo = read_photo(*item, config, reduce=True)
+        except InputError as error:
+            return LeftOut(name=item[1], reason=str(error))
+        return make_view(photo, size, config.patch_size)
+
+    views: dict[str, View] = {}
+    left_out: list[LeftOut] = []
+    with _quiet_opencv(), ThreadPoolExecutor(config.threads) as pool:
+        for done, result in enumerate(pool.map(read, found), start=1):
+            if isinstance(result, View) and result.sha256 in views:
+                twin = views[result.sha256].name
+                result = LeftOut(name=result.name, reason=f"same content as {twin}")
+            if isinstance(result, View):
+                views[result.sha256] = result
+            else:
+                left_out.append(result)
+            track("photos", done, len(found))
+    if len(views) < 2:
+        usable = "only one" if views else "none"
+        reasons = "; ".join(f"{out.name}: {out.reason}" for out in left_out[:3])
+        more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        raise InputError(
+            f"{where}: of {len(found)} files {usable} is a usable photograph"
+            f" ({reasons}{more}). Give at least 2."
+        )
+    for entry in left_out:
+        logger.warning("left out %s: %s", entry.name, entry.reason)
+    logger.info("read %d photos in %.2f s", len(views), time.perf_counter() - start_s)
+    return tuple(views.values()), tuple(left_out)
+
+
+def _expand(text: str) -> list[Path]:
+    path = Path(text)
+    legal = " ".join(extension.removeprefix(".") for extension in EXTENSIONS)
+    try:
+        if path.is_dir():
+            found = [entry for entry in path.iterdir() if _looks_like_photo(entry)]
+            if not found:
+                raise InputError(
+                    f"{text} holds no photographs ({legal})."
+                    " Give a folder that holds at least 2; folders inside it are not searched."
+                )
+            return found
+        if path.exists() or path.is_symlink():
+            return [path]
+        if glob.has_magic(text):
+            found = [Path(match) for match in glob.glob(text, recursive=True)]  # noqa: PTH207
+            found = [match for match in found if _looks_like_photo(match)]
+            if not found:
+                raise InputError(f"{text} matches no photographs ({legal}). Check the pattern.")
+            return found
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise InputError(f"{text!r} cannot be read ({error}). Check the path.") from error
+    raise InputError(f"{text} does not exist. Give a folder, files or a pattern of photographs.")
+
+
+def _looks_like_photo(path: Path) -> bool:
+    # Dot files are not photographs: macOS leaves "._IMG_1.jpg" beside every copied IMG_1.jpg.
+    visible = not path.name.startswith(".") and not path.is_dir()
+    return visible and path.suffix.lower() in EXTENSIONS
+
+
+def _natural_key(text: str) -> tuple[list[str | int], str]:
+    pieces = re.split(r"([0-9]+)", text.casefold())
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], text
+
+
+def _read_bytes(path: Path, max_bytes: int) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise InputError("not a regular file")
+        if status.st_size > max_bytes:
+            raise InputError(f"{status.st_size} bytes, over the limit of {max_bytes}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})") from error
+    if not data:
+        raise InputError("empty file")
+    return data
+
+
+def _check_pixels(width: int, height: int, config: PhotoConfig) -> None:
+    limit = min(config.max_pixels, _OPENCV_MAX_PIXELS)
+    if width * height > limit:
+        raise InputError(
+            f"{width} x {height} pixels, over the limit of {limit / 1e6:g} million; scale it down"
+        )
+
+
+def _decode(
+    data: bytes, config: PhotoConfig, *, reduce: bool
+) -> tuple[ImageHeader, UInt8[np.ndarray, "decoded_height decoded_width 3"]]:
+    header = read_header(data)
+    _check_pixels(header.width, header.height, config)
+    factor = _reduction(header, config) if reduce and header.format == "jpeg" else 1
+    if header.format == "tiff":
+        data = without_tiff_orientation(data)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED_FLAGS.get(factor, 0)
+    rgb = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if rgb is None or rgb.shape != (header.height // factor, header.width // factor, 3):
+        raise InputError(f"damaged or cut short ({header.format.upper()} data)")
+    return header, np.asarray(rgb, np.uint8)
+
+
+def _reduction(header: ImageHeader, config: PhotoConfig) -> int:
+    """Return the largest factor that leaves enough pixels for the view and divides both sides.
+
+    Otherwise the last reduced column would reach beyond the photo, and the pixel map with it.
+    """
+    width, height = header.width, header.height
+    shape = view_shape(width, height, _size(config), config.patch_size)
+    wanted = _REDUCED_MARGIN * max(shape.resized_width, shape.resized_height)
+    for factor in _REDUCED_FLAGS:
+        whole = width % factor == 0 and height % factor == 0
+        if whole and max(width, height) / factor >= wanted:
+            return factor
+    return 1
+
+
+def _size(config: PhotoConfig) -> int:
+    size = ModelConfig.image_size if config.size is None else config.size
+    if not config.patch_size <= size <= _MAX_SIZE:
+        raise UsageError(
+            f"a view of {size} pixels is out of range."
+            f" Give a size from {config.patch_size} to {_MAX_SIZE}."
+        )
+    return size
+
+
+def _decode_heic(
+    data: bytes, config: PhotoConfig
+) -> tuple[ImageHeader, UInt8[np.ndarray, "height width 3"]]:
+    try:
+        pillow_heif: Any = importlib.import_module("pillow_heif")
+    except ImportError as error:
+        raise InputError("HEIC, which needs: pip install 'recon3d[heic]'") from error
+    try:
+        image = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
+        width, height = image.size
+        _check_pixels(width, height, config)
+        pixels = np.asarray(image)
+    except (ValueError, RuntimeError, OSError, EOFError, SyntaxError) as error:
+        raise InputError("damaged or cut short (HEIC data)") from error
+    rgb = np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels[..., :3]
+    # HEIC turns the picture by a property of its own, already applied here; its EXIF
+    # orientation only repeats it (ISO/IEC 23008-12, 6.5.10).
+    header = ImageHeader(
+        format="heic",
+        width=width,
+        height=height,
+        orientation=1,
+        focal_px=focal_px(read_exif(image.info.get("exif") or b""), width, height),
+    )
+    return header, np.ascontiguousarray(rgb, np.uint8)
+
+
+def _upright(
+    rgb: UInt8[np.ndarray, "stored_height stored_width 3"], orientation: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    if orientation >= 5:
+        rgb = np.asarray(cv2.transpose(rgb), np.uint8)
+    if orientation in _MIRROR:
+        rgb = np.asarray(cv2.flip(rgb, _MIRROR[orientation]), np.uint8)
+    return rgb
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Keep OpenCV's decoder messages off stderr: the reasons for leaving out say it once."""
+    log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 5 moved these two functions
+    level = log.getLogLevel()
+    log.setLogLevel(0)
+    try:
+        yield
+    finally:
+        log.setLogLevel(level)

@@ -1,0 +1,164 @@
+"""Options and a TOML file -> RunConfig; an unknown name or an impossible value is a fault."""
+
+import math
+import tomllib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from recon3d.config import RunConfig
+from recon3d.errors import UsageError
+
+Config = TypeVar("Config")
+
+OPTIONS = {
+    "--weights": "weights",
+    "--pairs": "pairs",
+    "--deterministic": "deterministic",
+    "--size": "photos.size",
+    "--device": "predict.device",
+    "--precision": "predict.precision",
+    "--focal": "align.focal_px",
+    "--shared-focal": "align.shared_focal",
+    "--seed": "align.seed",
+    "--min-confidence": "fuse.min_confidence",
+    "--confidence-percentile": "fuse.confidence_percentile",
+    "--max-points": "fuse.max_points",
+    "--voxel": "fuse.voxel",
+}
+"""Which field of RunConfig each option of `recon3d run` sets."""
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "photos.size": (16, 8192),
+    "photos.patch_size": (1, 256),
+    "photos.max_pixels": (1, 2**30),
+    "photos.max_bytes": (1, 2**40),
+    "photos.threads": (1, 256),
+    "predict.batch_size": (1, 4096),
+    "align.focal_px": (1, 1e6),
+    "align.samples_per_edge": (3, 1e6),
+    "align.max_iterations": (0, 1e6),
+    "align.max_edge_residual": (0, math.inf),
+    "align.max_edge_rotation_deg": (0, 180),
+    "align.seed": (0, 2**63 - 1),
+    "fuse.confidence_percentile": (0, 100),
+    "fuse.depth_edge": (0, math.inf),
+    "fuse.max_points": (1, 2**40),
+    "fuse.voxel": (0, math.inf),
+}
+"""Least and greatest value of each field that has them; checked before any work is done."""
+
+
+def run_config(path: Path | None, options: Mapping[str, Any]) -> RunConfig:
+    """Return the defaults, changed by the TOML file, changed by the options that are not None.
+
+    The tables of the file are the fields of `RunConfig`: `weights = "embedded"` at the top,
+    `size = 512` under `[photos]`.
+
+    Args:
+        path: the TOML file, or None.
+        options: by their names on the command line, as in `OPTIONS`.
+
+    Raises:
+        UsageError: the file cannot be read, names something unknown, or a value has the wrong
+            type or is out of range; names the value and its place.
+    """
+    config = RunConfig()
+    if path is not None:
+        config = _apply(config, _read_toml(path), "", f"in {path}")
+        _check_limits(config, f"in {path}")
+    for flag, value in options.items():
+        if value is not None:
+            tree: dict[str, Any] = {}
+            *tables, name = OPTIONS[flag].split(".")
+            leaf = tree
+            for table in tables:
+                leaf = leaf.setdefault(table, {})
+            leaf[name] = value
+            config = _apply(config, tree, "", f"given with {flag}")
+            _check_limits(config, f"given with {flag}")
+    return config
+
+
+def default(flag: str) -> str:
+    """Return the default of an option as the help shows it."""
+    value: Any = RunConfig()
+    for name in OPTIONS[flag].split("."):
+        value = getattr(value, name)
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}. Give a TOML file with --config."
+        ) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"{path} is not valid TOML: {error}. Mend it or leave out --config."
+        ) from (error)
+
+
+def _apply(config: Config, table: Mapping[str, Any], prefix: str, where: str) -> Config:
+    """Return `config` with the values of `table`; every key must be a field, of its type."""
+    if not is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"{config!r} is not a configuration")
+    kinds = get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if key not in kinds:
+            raise UsageError(
+                f"{name!r} {where} is not a setting. Known here: {', '.join(sorted(kinds))}."
+            )
+        if is_dataclass(kinds[key]):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{name!r} {where} must be a table: write [{name}].")
+            changes[key] = _apply(getattr(config, key), value, f"{name}.", where)
+        else:
+            changes[key] = _converted(value, kinds[key], name, where)
+    return replace(config, **changes)
+
+
+def _converted(value: Any, kind: Any, name: str, where: str) -> Any:
+    """Return `value` as `kind`, a plain type, a StrEnum, or either with None."""
+    choices = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    (plain,) = (choice for choice in choices if choice is not types.NoneType)
+    if issubclass(plain, StrEnum):
+        if value in [member.value for member in plain]:
+            return plain(value)
+        wanted = "one of " + ", ".join(plain)
+    elif plain is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
+        wanted = "a finite number"
+    elif isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
+        return value
+    else:
+        wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[
+            plain
+        ]
+    raise UsageError(f"{name} is {value!r} {where}; it must be {wanted}.")
+
+
+def _check_limits(config: RunConfig, where: str) -> None:
+    for name, value in _leaves(config):
+        if value is not None and name in LIMITS:
+            low, high = LIMITS[name]
+            if not low <= value <= high:
+                top = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
+                raise UsageError(f"{name} is {value:g} {where}; it must be {top}.")
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value

@@ -1,0 +1,125 @@
+"""The values that flow through the program: Photo, View, PairPrediction, Scene, PointCloud.
+
+Frames: every camera is OpenCV (+x right, +y down, +z forward); `a2b` maps coordinates in a to
+coordinates in b; the centre of the top-left pixel is (0.5, 0.5). Depth is z, not ray length.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Photo:
+    """A decoded photograph, upright, sRGB.
+
+    `rgb` may be decoded at a reduced size; `width` and `height` are those of the full photograph
+    after EXIF rotation, and `focal_px` is in pixels of that full size.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    rgb: UInt8[np.ndarray, "decoded_height decoded_width 3"]
+    width: int
+    height: int
+    focal_px: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class View:
+    """What the network sees of a photo: resized, cropped, RGB in [-1, 1].
+
+    `photo2view` maps homogeneous pixel coordinates of the full photo to those of `image`.
+    `focal_px` is the EXIF focal length in pixels of the full photo, a prior, or None.
+    """
+
+    name: str
+    sha256: str
+    image: Float[Tensor, "3 height width"]
+    photo2view: Float[Tensor, "3 3"]
+    photo_width: int
+    photo_height: int
+    focal_px: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PairPrediction:
+    """What the network says about the ordered pair (i, j). Both pointmaps are in camera i.
+
+    Units are arbitrary, one scale per pair. Confidence is 1 + e^c > 1. Tensors may be fp16.
+    """
+
+    i: int
+    j: int
+    pointmap_i_in_i: Float[Tensor, "height_i width_i 3"]
+    pointmap_j_in_i: Float[Tensor, "height_j width_j 3"]
+    confidence_i: Float[Tensor, "height_i width_i"]
+    confidence_j: Float[Tensor, "height_j width_j"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """A photograph that is not part of the scene, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """How far to trust one placed view.
+
+    `residual` is the median distance between its pointmaps and the scene over its depth (relative,
+    0 is perfect); `edges` counts the good pairs that hold it; `rotation_uncertainty_deg` is the
+    spread of the rotations those pairs vote for.
+    """
+
+    residual: float
+    edges: int
+    rotation_uncertainty_deg: float
+    focal_source: str  # "estimated", "exif" or "given"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scene:
+    """The fused reconstruction of all placed views, world = camera of `views[0]`.
+
+    `intrinsics` are in pixels of `View.image`; depth and confidence are at the same resolution.
+    Depth 0 means unknown. Confidence is > 1 where known. `metric` says whether units are metres.
+    """
+
+    views: tuple[View, ...]
+    cam2world: Float[Tensor, "view 4 4"]
+    intrinsics: Float[Tensor, "view 3 3"]
+    depth: tuple[Float[Tensor, "_ _"], ...]
+    confidence: tuple[Float[Tensor, "_ _"], ...]
+    verdicts: tuple[Verdict, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    metric: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that every per-view field has one entry per view."""
+        n_views = len(self.views)
+        lengths = (
+            len(self.cam2world),
+            len(self.intrinsics),
+            len(self.depth),
+            len(self.confidence),
+            len(self.verdicts),
+        )
+        if any(length != n_views for length in lengths):
+            raise ValueError(f"{n_views} views but per-view fields of lengths {lengths}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PointCloud:
+    """Coloured points in world coordinates with unit normals that face their cameras."""
+
+    points_in_world: Float32[np.ndarray, "point 3"]
+    normals_in_world: Float32[np.ndarray, "point 3"]
+    rgb: UInt8[np.ndarray, "point 3"]
+    confidence: Float32[np.ndarray, " point"]

@@ -1,0 +1,101 @@
+"""From a photo to what the network sees: resize, crop to whole patches, and the map back.
+
+The long edge becomes the asked size, then a centred crop cuts each side to a multiple of the
+patch. Unlike the published protocol no shape is cut further: squares stay square at every
+size, and wide photos are enlarged until their short side holds a few patches.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from recon3d.types import Photo, View
+
+MIN_PATCHES = 4
+"""The short side of a view has at least this many patches, where `MAX_STRETCH` allows it."""
+MAX_STRETCH = 2
+"""The long edge of a view may exceed the asked size by this factor to give the short side room."""
+
+
+class ViewShape(NamedTuple):
+    """Pixel sizes: the photo is resized to `resized_*`, then cropped to the rest."""
+
+    resized_width: int
+    resized_height: int
+    crop_left: int
+    crop_top: int
+    width: int
+    height: int
+
+
+def view_shape(photo_width: int, photo_height: int, size: int, patch_size: int) -> ViewShape:
+    """Return how a photo becomes a view with a long edge of about `size` pixels.
+
+    Only a photo longer than 2 * size / patch_size times its short side loses more than the
+    remainder of a patch: its ends are cut.
+
+    Raises:
+        ValueError: when a size is smaller than a pixel, or `size` than a patch.
+    """
+    if min(photo_width, photo_height, patch_size) < 1 or size < patch_size:
+        raise ValueError(
+            f"no view of {size} pixels with patches of {patch_size}"
+            f" from a photo of {photo_width} x {photo_height}"
+        )
+    long_edge, short_edge = max(photo_width, photo_height), min(photo_width, photo_height)
+    scale = size / long_edge
+    least_short = min(MIN_PATCHES * patch_size, size)
+    if round(short_edge * scale) < least_short:
+        scale = min(least_short / short_edge, MAX_STRETCH * size / long_edge)
+        scale = max(scale, patch_size / short_edge)
+    resized_width, resized_height = round(photo_width * scale), round(photo_height * scale)
+    width, height = (
+        min(side, MAX_STRETCH * size) // patch_size * patch_size
+        for side in (resized_width, resized_height)
+    )
+    return ViewShape(
+        resized_width=resized_width,
+        resized_height=resized_height,
+        crop_left=(resized_width - width) // 2,
+        crop_top=(resized_height - height) // 2,
+        width=width,
+        height=height,
+    )
+
+
+def make_view(photo: Photo, size: int, patch_size: int) -> View:
+    """Return the view of a photo; `photo2view` is exact, through reduced decoding as well.
+
+    Shrinking averages areas, so fine texture does not alias; enlarging is bicubic.
+
+    Raises:
+        ValueError: when `size` is smaller than a patch.
+    """
+    shape = view_shape(photo.width, photo.height, size, patch_size)
+    shrinks = max(shape.resized_width, shape.resized_height) <= max(photo.rgb.shape)
+    resized = cv2.resize(
+        photo.rgb,
+        (shape.resized_width, shape.resized_height),
+        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC,
+    )
+    bottom, right = shape.crop_top + shape.height, shape.crop_left + shape.width
+    cropped = np.ascontiguousarray(resized[shape.crop_top : bottom, shape.crop_left : right])
+    image = torch.from_numpy(cropped).permute(2, 0, 1).to(torch.float32).contiguous()
+    photo2view = torch.tensor(
+        [
+            [shape.resized_width / photo.width, 0.0, -shape.crop_left],
+            [0.0, shape.resized_height / photo.height, -shape.crop_top],
+            [0.0, 0.0, 1.0],
+        ]
+    )
+    return View(
+        name=photo.name,
+        sha256=photo.sha256,
+        image=image.div_(127.5).sub_(1.0),
+        photo2view=photo2view,
+        photo_width=photo.width,
+        photo_height=photo.height,
+        focal_px=photo.focal_px,
+    )

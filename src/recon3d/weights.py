@@ -1,0 +1,229 @@
+"""Weights on disk: safetensors beside a JSON config with a closed schema, loaded strictly.
+
+`NAME.safetensors` holds the tensors (half or full precision), `NAME.json` the `ModelConfig`. Nothing
+is executed: no pickle, every size is bounded before memory is taken.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, fields
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recon3d.config import HeadType, ModelConfig
+from recon3d.errors import WeightsError
+from recon3d.files import atomic_write
+from recon3d.model import TwoViewModel
+
+EMBEDDED = "embedded"
+LICENCE = "Apache-2.0"
+_MAX_CONFIG_BYTES = 65_536
+_BOUNDS: dict[str, tuple[int, int]] = {
+    "image_size": (32, 4096),
+    "patch_size": (4, 64),
+    "enc_dim": (8, 4096),
+    "enc_depth": (1, 64),
+    "enc_heads": (1, 64),
+    "dec_dim": (8, 4096),
+    "dec_depth": (1, 64),
+    "dec_heads": (1, 64),
+    "mlp_ratio": (1, 8),
+    "dpt_feature_dim": (2, 1024),
+    "dpt_last_dim": (1, 1024),
+}
+
+
+def config_from_dict(values: object, source: str) -> ModelConfig:
+    """Return the config of a parsed JSON object; every key of ModelConfig and no other.
+
+    Raises:
+        WeightsError: naming the key that is missing, unknown, of a wrong type or out of bounds.
+    """
+    if not isinstance(values, dict):
+        raise WeightsError(
+            f"{source} is not a JSON object. Give the config saved with the weights."
+        )
+    known = {field.name for field in fields(ModelConfig)}
+    for key in sorted(known ^ set(values)):
+        state = "lacks" if key in known else "has the unknown key"
+        raise WeightsError(f"{source} {state} {key!r}. Give the config saved with the weights.")
+    for key, (low, high) in _BOUNDS.items():
+        _check_int(values[key], low, high, f"{source}: {key}")
+    dims = values["dpt_layer_dims"]
+    if not isinstance(dims, list) or len(dims) != 4:
+        raise WeightsError(f"{source}: dpt_layer_dims is {dims!r}, not 4 numbers.")
+    for dim in dims:
+        _check_int(dim, 1, 4096, f"{source}: dpt_layer_dims")
+    base = values["rope_base"]
+    if isinstance(base, bool) or not isinstance(base, int | float) or not 1 < base <= 1e6:
+        raise WeightsError(f"{source}: rope_base is {base!r}, not a number above 1 and up to 1e6.")
+    if not isinstance(values["name"], str) or len(values["name"]) > 100:
+        raise WeightsError(f"{source}: name is not a text of at most 100 characters.")
+    if values["head"] not in list(HeadType):
+        raise WeightsError(
+            f"{source}: head is {values['head']!r}, not one of {', '.join(HeadType)}."
+        )
+    for part in ("enc", "dec"):
+        dim, heads = values[f"{part}_dim"], values[f"{part}_heads"]
+        if dim % (4 * heads):
+            raise WeightsError(f"{source}: {part}_dim {dim} is no multiple of 4 x {heads} heads.")
+    return ModelConfig(**values | {"head": HeadType(values["head"]), "dpt_layer_dims": tuple(dims)})
+
+
+def _check_int(value: object, low: int, high: int, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise WeightsError(f"{what} is {value!r}, not a whole number from {low} to {high}.")
+
+
+def config_to_dict(config: ModelConfig) -> dict[str, Any]:
+    """Return the JSON object of a config."""
+    values = asdict(config)
+    return {
+        key: str(value)
+        if isinstance(value, StrEnum)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for key, value in values.items()
+    }
+
+
+def fill_aliases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with the DPT head's `layer_rn.K` names replaced by their `layerK_rn` twins.
+
+    Published files hold one tensor under both names, or under either of them.
+    """
+    out = {}
+    for name, tensor in tensors.items():
+        prefix, found, rest = name.partition(".scratch.layer_rn.")
+        if found:
+            index, _, tail = rest.partition(".")
+            name = f"{prefix}.scratch.layer{int(index) + 1}_rn.{tail}"
+            if name in tensors and not torch.equal(tensors[name], tensor):
+                raise WeightsError(
+                    f"{name} and its alias layer_rn.{index} differ: the file is damaged."
+                )
+        out[name] = tensor
+    return out
+
+
+def load_tensors(model: TwoViewModel, tensors: dict[str, Tensor], source: str) -> None:
+    """Copy tensors into the model: all of them, of the right shapes, and no others.
+
+    Raises:
+        WeightsError: naming the first tensor that is missing, unexpected or misshapen.
+    """
+    tensors = fill_aliases(tensors)
+    wanted = model.state_dict()
+    missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    what = "Give weights saved by recon3d with their config."
+    if missing:
+        raise WeightsError(f"{source} lacks {len(missing)} tensors, the first {missing[0]}. {what}")
+    if unexpected:
+        raise WeightsError(
+            f"{source} has {len(unexpected)} unexpected tensors, the first {unexpected[0]}. {what}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise WeightsError(
+                f"{source}: {name} is {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}. {what}"
+            )
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+
+
+def locate(name_or_path: str) -> tuple[Path, Path]:
+    """Return the paths of the tensors and of their config; "embedded" is the packaged model.
+
+    Raises:
+        WeightsError: when either is missing.
+    """
+    if name_or_path == EMBEDDED:
+        path = Path(str(files("recon3d") / "data" / "embedded.safetensors"))
+    else:
+        path = Path(name_or_path)
+        if path.suffix != ".safetensors":
+            raise WeightsError(
+                f"{name_or_path!r} is no .safetensors file. Give {EMBEDDED!r} or the path of one."
+            )
+    for file in (path, path.with_suffix(".json")):
+        if not file.is_file():
+            raise WeightsError(
+                f"{file} does not exist. Give {EMBEDDED!r} or a file saved by recon3d."
+            )
+    return path, path.with_suffix(".json")
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Return the config of a JSON file of at most 64 KiB."""
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise WeightsError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes: not a model config.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is not valid JSON ({error}).") from error
+    return config_from_dict(values, str(path))
+
+
+def load(name_or_path: str, device: torch.device | str = "cpu") -> TwoViewModel:
+    """Return the model, in fp32 and evaluation mode, on `device`.
+
+    Raises:
+        WeightsError: missing, damaged, or of another layout.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path, config_path = locate(name_or_path)
+    config = read_config(config_path)
+    with torch.device("meta"):
+        shapes = TwoViewModel(config)
+    expected = sum(p.numel() for p in shapes.parameters())
+    if path.stat().st_size > 5 * expected + 1_000_000:
+        raise WeightsError(f"{path} is larger than its config says ({expected} parameters).")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is damaged or no safetensors file ({error}).") from error
+    model = TwoViewModel(config)
+    load_tensors(model, tensors, str(path))
+    return model.to(device).eval()
+
+
+def save(
+    model: TwoViewModel, path: Path, *, half: bool = False, metadata: dict[str, str] | None = None
+) -> None:
+    """Write `path` (.safetensors) and the config beside it; `half` stores fp16.
+
+    Each file is complete or absent, never half-written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    dtype = torch.float16 if half else torch.float32
+    tensors = {n: t.detach().to("cpu", dtype).contiguous() for n, t in model.state_dict().items()}
+    payload = to_bytes(tensors, metadata={"format": "recon3d"} | (metadata or {}))
+    text = json.dumps(config_to_dict(model.config), indent=2) + "\n"
+    for file_path, content in ((path, payload), (path.with_suffix(".json"), text.encode())):
+        with atomic_write(file_path) as file:
+            file.write(content)
+
+
+def describe(name_or_path: str) -> dict[str, Any]:
+    """Return what `recon3d weights info` shows: sizes, parameters, licence, checksum, config."""
+    path, config_path = locate(name_or_path)
+    model = load(name_or_path)
+    licence = LICENCE if name_or_path == EMBEDDED else "unknown: as granted by who trained them"
+    return {
+        "name": model.config.name,
+        "path": str(path),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tensors": len(model.state_dict()),
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "licence": licence,
+        "config": config_to_dict(read_config(config_path)),
+    }

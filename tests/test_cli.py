@@ -1,0 +1,543 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from picture_bytes import png_header
+from recon3d import __version__, weights
+from recon3d.cli import main
+from recon3d.config import ModelConfig, RunConfig, TrainConfig
+from recon3d.errors import ReconError
+from recon3d.model import TwoViewModel
+from recon3d.progress import Track
+from recon3d.types import LeftOut, Scene, Verdict, View
+
+SMALL = ModelConfig(image_size=48, enc_dim=24, enc_depth=1, dec_dim=24, dec_depth=1)
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.safetensors"
+    weights.save(TwoViewModel(SMALL), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "photos"
+    path.mkdir()
+    return path
+
+
+def photograph(path: Path, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (48, 64, 3), np.uint8)
+    data = cv2.imencode(path.suffix, pixels)[1].tobytes()
+    path.write_bytes(data)
+    return data
+
+
+def scene_of(*left_out: LeftOut) -> Scene:
+    """Return a scene of one view with a plane in front of it."""
+    view = View(
+        name="a.jpg",
+        sha256="0" * 64,
+        image=torch.zeros(3, 32, 48),
+        photo2view=torch.diag(torch.tensor([0.5, 0.5, 1.0])),
+        photo_width=96,
+        photo_height=64,
+        focal_px=None,
+    )
+    return Scene(
+        views=(view,),
+        cam2world=torch.eye(4)[None],
+        intrinsics=torch.tensor([[[50.0, 0, 24], [0, 50, 16], [0, 0, 1]]]),
+        depth=(torch.full((32, 48), 2.0),),
+        confidence=(torch.full((32, 48), 3.0),),
+        verdicts=(
+            Verdict(residual=0.0, edges=1, rotation_uncertainty_deg=0.0, focal_source="estimated"),
+        ),
+        left_out=left_out,
+    )
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[RunConfig]]:
+    """Return a function that replaces `reconstruct` by one that gives a scene or a fault."""
+
+    def install(result: Scene | BaseException) -> list[RunConfig]:
+        configs: list[RunConfig] = []
+
+        def reconstruct(inputs: Sequence[str], config: RunConfig, *, track: Track) -> Scene:
+            configs.append(config)
+            track("pairs", 6, 6)
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        monkeypatch.setattr("recon3d.pipeline.reconstruct", reconstruct)
+        return configs
+
+    return install
+
+
+def nothing(folder: Path) -> None:
+    pass
+
+
+def one_photo(folder: Path) -> None:
+    photograph(folder / "a.jpg")
+
+
+def text_files(folder: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).write_text(f"this is {name}")
+
+
+def truncated(folder: Path) -> None:
+    for seed, name in enumerate(("a.jpg", "b.jpg")):
+        data = photograph(folder / name, seed)
+        (folder / name).write_bytes(data[: len(data) // 2])
+
+
+def huge_headers(folder: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(png_header(30_000, 30_000) + name.encode())
+
+
+def same_photo_twice(folder: Path) -> None:
+    photograph(folder / "a.jpg")
+    photograph(folder / "b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (nothing, "holds no photographs"),
+        (one_photo, "photograph is not enough"),
+        (text_files, "none is a usable photograph"),
+        (truncated, "none is a usable photograph"),
+        (huge_headers, "30000"),
+        (same_photo_twice, "only one is a usable photograph"),
+    ],
+)
+def test_unusable_input_is_one_line_and_code_3(
+    folder: Path,
+    small: Path,
+    capsys: pytest.CaptureFixture[str],
+    prepare: Callable[[Path], None],
+    words: str,
+):
+    prepare(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    output = folder.parent / "scene.ply"
+    assert call("run", folder, "-o", output, "--weights", small, "--device", "cpu") == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert words in err
+    assert not output.exists()
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_missing_folder_is_one_line_and_code_3(
+    tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert call("run", tmp_path / "none", "-o", tmp_path / "a.ply", "--weights", small) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_existing_output_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]):
+    output = folder.parent / "scene.ply"
+    output.write_bytes(b"precious")
+    assert call("run", folder, "-o", output) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--overwrite" in err
+    assert output.read_bytes() == b"precious"
+
+
+def test_one_bad_output_of_two_stops_before_any_work(
+    folder: Path, fake: Callable[..., list[RunConfig]]
+):
+    configs = fake(scene_of())
+    assert call("run", folder, "-o", folder / "a.ply", "-o", folder / "b.xyz") == 2
+    assert configs == []
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
+@pytest.mark.parametrize("output", ["/proc/self/scene.ply", "missing/scene.ply"])
+def test_an_unwritable_output_is_one_line_and_code_6(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+):
+    monkeypatch.chdir(folder)
+    assert call("run", folder, "-o", output) == 6
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert output in err
+
+
+def another_layout(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"blocks.0.weight": torch.zeros(3)}, path)
+
+
+def another_size(path: Path) -> None:
+    config = path.with_suffix(".json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"enc_dim": 48}))
+
+
+def unknown_key(path: Path) -> None:
+    config = path.with_suffix(".json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"colour": 1}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (another_layout, "lacks"),
+        (another_size, "decoder_embed"),
+        (unknown_key, "colour"),
+        (lambda path: path.write_bytes(b"\0" * 100), "damaged"),
+        (lambda path: path.unlink(), "does not exist"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "weights info"])
+def test_unusable_weights_are_one_line_and_code_7(
+    folder: Path,
+    small: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    words: str,
+    command: str,
+):
+    photograph(folder / "a.jpg", 0)
+    photograph(folder / "b.jpg", 1)
+    damage(small)
+    output = folder.parent / "scene.ply"
+    arguments = ["run", folder, "-o", output, "--weights", small, "--device", "cpu"]
+    assert call(*(arguments if command == "run" else ["weights", "info", small])) == 7
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert words in err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run",),
+        ("run", "photos"),
+        ("run", "photos", "-o", "a.ply", "--colour"),
+        ("run", "photos", "-o", "a.ply", "--size", "big"),
+        ("run", "photos", "-o", "a.ply", "--size", "1"),
+        ("run", "photos", "-o", "a.ply", "--precision", "fp8"),
+        ("run", "photos", "-o", "a.ply", "--focal", "-3"),
+        ("run", "photos", "-o", "a.ply", "--config", "missing.toml"),
+        ("run", "photos", "-o", "a.xyz"),
+        ("runn",),
+        ("synth",),
+        ("synth", "-o", "a", "--scene", "sea"),
+        ("train", "-o", "a", "--preset", "gigantic"),
+    ],
+)
+def test_usage_faults_are_one_line_and_code_2(
+    arguments: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("recon3d: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [(), ("weights",)])
+def test_no_arguments_show_the_help_and_leave_with_2(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+):
+    assert call(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert "Usage" in out
+    assert err == ""
+
+
+def test_help_and_version_leave_with_0(capsys: pytest.CaptureFixture[str]):
+    assert call("--help") == 0
+    shown = capsys.readouterr().out
+    for command in ("run", "synth", "train", "weights", "doctor"):
+        assert command in shown
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"recon3d {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["train", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]):
+    code = (
+        "import sys\n"
+        "from recon3d.cli import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit as left:\n"
+        "    assert left.code == 0\n"
+        "heavy = {'torch', 'cv2', 'numpy', 'scipy', 'open3d', 'trimesh'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def run_python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    source = str(Path(__file__).parents[1] / "src")
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": source},
+        **options,
+    )
+
+
+def test_python_dash_m_runs_it():
+    done = run_python("-m", "recon3d", "--version")
+    assert (done.returncode, done.stdout) == (0, f"recon3d {__version__}\n")
+
+
+def test_a_reader_that_leaves_early_is_no_fault():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "recon3d", "--version"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_whole_run_writes_every_output_and_says_so(
+    folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
+):
+    configs = fake(scene_of())
+    outputs = [folder / "a.ply", folder / "cameras.json", folder / "a.npz"]
+    flags = [part for output in outputs for part in ("-o", output)]
+    code = call("run", "photos", *flags, "--size", "320", "--voxel", "0.01", "--shared-focal")
+    assert code == 0
+    assert all(output.stat().st_size > 0 for output in outputs)
+    assert (configs[0].photos.size, configs[0].fuse.voxel) == (320, 0.01)
+    assert configs[0].align.shared_focal is True
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "1 of 1 photos placed; wrote" in err
+    assert str(outputs[0]) in err
+
+
+def test_photos_left_out_are_listed_and_give_code_5(
+    folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
+):
+    fake(scene_of(LeftOut(name="b.jpg", reason="cannot be decoded")))
+    assert call("run", "photos", "-o", folder / "a.ply", "-q") == 5
+    assert (folder / "a.ply").exists()
+    err = capsys.readouterr().err
+    assert err.startswith("1 of 2 photos placed; 1 left out: b.jpg (cannot be decoded)")
+
+
+def test_quiet_and_complete_says_nothing(
+    folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
+):
+    fake(scene_of())
+    assert call("run", "photos", "-o", folder / "a.ply", "-q") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_json_is_one_versioned_object_on_stdout(
+    folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
+):
+    fake(scene_of(LeftOut(name="b.jpg", reason="cannot be decoded")))
+    arguments = ("--json", "--device", "cpu", "--precision", "fp32", "--confidence-percentile", "0")
+    assert call("run", "photos", "-o", folder / "a.ply", *arguments) == 5
+    found = json.loads(capsys.readouterr().out)
+    stages = found.pop("stages")
+    assert found.pop("seconds") == pytest.approx(
+        sum(stage["seconds"] for stage in stages.values()), abs=0.01
+    )
+    assert list(stages) == ["start", "pairs", "fuse", "export"]
+    assert stages["pairs"]["count"] == 6
+    assert found == {
+        "format": "recon3d-run",
+        "version": 1,
+        "photos": 2,
+        # the view is half the photo
+        "placed": [{"name": "a.jpg", "focal_px": 100.0, "focal_source": "estimated"}],
+        "left_out": [{"name": "b.jpg", "reason": "cannot be decoded"}],
+        "points": 32 * 48,
+        "units": "arbitrary",
+        "outputs": [str(folder / "a.ply")],
+        "device": "cpu",
+        "precision": "float32",
+    }
+
+
+def test_overwrite_replaces(folder: Path, fake: Callable[..., list[RunConfig]]):
+    fake(scene_of())
+    (folder / "a.ply").write_bytes(b"old")
+    assert call("run", "photos", "-o", folder / "a.ply", "--overwrite") == 0
+    assert (folder / "a.ply").read_bytes().startswith(b"ply\n")
+
+
+def test_the_config_file_is_read_and_options_win(
+    folder: Path, fake: Callable[..., list[RunConfig]]
+):
+    configs = fake(scene_of())
+    (folder / "c.toml").write_text('pairs = "window:2"\n[photos]\nsize = 64\n')
+    arguments = ("--config", folder / "c.toml", "--size", "96")
+    assert call("run", "photos", "-o", folder / "a.ply", *arguments) == 0
+    assert (configs[0].pairs, configs[0].photos.size) == ("window:2", 96)
+
+
+@pytest.mark.parametrize("kind", ReconError.__subclasses__())
+def test_each_fault_has_its_code_and_one_line(
+    folder: Path,
+    fake: Callable[..., list[RunConfig]],
+    capsys: pytest.CaptureFixture[str],
+    kind: type[ReconError],
+):
+    fake(kind("something is wrong.\nMend it."))
+    assert call("run", "photos", "-o", folder / "a.ply", "-v") == kind.exit_code
+    assert capsys.readouterr().err == "recon3d: something is wrong. Mend it.\n"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 6, "out of memory"),
+        (RuntimeError("boom"), 1, "RuntimeError: boom"),
+    ],
+)
+def test_other_faults(
+    folder: Path,
+    fake: Callable[..., list[RunConfig]],
+    capsys: pytest.CaptureFixture[str],
+    fault: BaseException,
+    code: int,
+    words: str,
+):
+    fake(fault)
+    assert call("run", "photos", "-o", folder / "a.ply") == code
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert words in err
+    assert list(folder.iterdir()) == []
+
+
+def test_a_bug_shows_its_traceback_only_with_v(
+    folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
+):
+    fake(RuntimeError("boom"))
+    assert call("run", "photos", "-o", folder / "a.ply", "-v") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_weights_info_shows_the_file(small: Path, capsys: pytest.CaptureFixture[str]):
+    assert call("weights", "info", small, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["path"] == str(small)
+    assert found["config"]["enc_dim"] == 24
+    assert call("weights", "info", small) == 0
+    out, err = capsys.readouterr()
+    assert f"sha256: {found['sha256']}" in out
+    assert "enc_dim: 24" in out
+    assert err == ""
+
+
+def test_synth_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import recon3d.synth
+
+    got: dict[str, object] = {}
+    monkeypatch.setattr(
+        recon3d.synth,
+        "write_folder",
+        lambda out_dir, **options: got.update(options, out_dir=out_dir),
+        raising=False,
+    )
+    size = ("--width", "320", "--height", "240")
+    assert call("synth", "-o", tmp_path, "--scene", "object", "--photos", "4", *size) == 0
+    assert got == {
+        "out_dir": tmp_path,
+        "kind": "object",
+        "n_photos": 4,
+        "width": 320,
+        "height": 240,
+        "seed": 0,
+        "overwrite": False,
+    }
+
+
+def test_train_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import recon3d.train
+
+    got: list[tuple[Path, TrainConfig]] = []
+    monkeypatch.setattr(
+        recon3d.train, "train", lambda out_dir, config, *, track: got.append((out_dir, config))
+    )
+    assert call("train", "-o", tmp_path) == 0
+    assert call("train", "-o", tmp_path, "--preset", "small", "--minutes", "2", "--no-compile") == 0
+    assert got[0] == (tmp_path, TrainConfig())
+    assert got[1] == (tmp_path, TrainConfig(preset="small", minutes=2.0, compile=False))
+
+
+def test_a_training_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "state.safetensors").write_bytes(b"hours of work")
+    assert call("train", "-o", tmp_path) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert (tmp_path / "state.safetensors").read_bytes() == b"hours of work"
+
+
+def test_doctor_prints_a_line_a_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from recon3d.doctor import Check
+
+    good = Check(name="torch", ok=True, detail="2.13.0")
+    missing = Check(name="open3d", ok=False, detail="gone", remedy="pip install x", needed=False)
+    monkeypatch.setattr("recon3d.doctor.checks", lambda: [good, missing])
+    assert call("doctor") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["ok", "torch", "2.13.0"]
+    assert out[1].split() == ["no", "open3d", "gone"]
+    assert out[2].split() == ["->", "pip", "install", "x"]
+    needed = Check(name="opencv", ok=False, detail="gone", remedy="pip install opencv-python")
+    monkeypatch.setattr("recon3d.doctor.checks", lambda: [good, needed])
+    assert call("doctor", "--json") == 6
+    found = json.loads(capsys.readouterr().out)
+    assert (found["format"], found["version"]) == ("recon3d-doctor", 1)
+    assert [check["ok"] for check in found["checks"]] == [True, False]

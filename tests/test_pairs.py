@@ -1,0 +1,198 @@
+"""Pair strategies against the reference lists and by hand; connected groups."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recon3d.errors import UsageError
+from recon3d.pairs import LEGAL_STRATEGIES, connected_components, pair_graph
+
+FIXTURES = Path(
+    os.environ.get("RECON3D_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures")
+)
+
+
+def our_name(reference: str) -> str:
+    """Return our name of a reference strategy; theirs leave out a default of 3 or 0."""
+    kind, *rest = reference.split("-")
+    if kind == "complete":
+        return kind
+    noncyclic = "-noncyclic" if rest[-1:] == ["noncyclic"] else ""
+    number = rest[0] if rest and rest[0].isdigit() else {"oneref": "0"}.get(kind, "3")
+    return f"{ {'swin': 'window'}.get(kind, kind) }:{number}{noncyclic}"
+
+
+def test_equal_to_the_reference():
+    path = FIXTURES / "make_pairs.json"
+    if not path.is_file():
+        pytest.skip("no folder of fixtures")
+    compared = set()
+    for case in json.loads(path.read_text()):
+        if case["prefilter"] is None:
+            # The reference also pairs an image with itself when the window is too long.
+            expected = {frozenset(pair) for pair in case["pairs"] if pair[0] != pair[1]}
+            pairs = pair_graph(our_name(case["scene_graph"]), case["n"])
+            assert {frozenset(pair) for pair in pairs} == expected, case["scene_graph"]
+            compared.add(case["scene_graph"])
+    assert len(compared) > 12
+
+
+@pytest.mark.parametrize(
+    ("strategy", "n_views", "expected"),
+    [
+        ("complete", 3, [(0, 1), (0, 2), (1, 2)]),
+        ("auto", 3, [(0, 1), (0, 2), (1, 2)]),
+        ("window:1", 4, [(0, 1), (0, 3), (1, 2), (2, 3)]),
+        ("window:1-noncyclic", 4, [(0, 1), (1, 2), (2, 3)]),
+        ("window:1", 2, [(0, 1)]),
+        ("logwin:2-noncyclic", 5, [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4)]),
+        ("oneref:2", 4, [(0, 2), (1, 2), (2, 3)]),
+    ],
+)
+def test_by_hand(strategy, n_views, expected):
+    assert pair_graph(strategy, n_views) == expected
+
+
+def strategies() -> st.SearchStrategy[str]:
+    counted = st.builds(
+        "{}:{}{}".format,
+        st.sampled_from(["window", "logwin"]),
+        st.integers(1, 10**9 - 1) | st.integers(1, 9),
+        st.sampled_from(["", "-noncyclic"]),
+    )
+    return st.sampled_from(["auto", "complete", "oneref:0", "oneref:1"]) | counted
+
+
+@given(strategies(), st.integers(2, 60))
+def test_every_strategy_gives_a_tidy_connected_graph(strategy, n_views):
+    pairs = pair_graph(strategy, n_views)
+    assert pairs == sorted(set(pairs))
+    assert all(0 <= i < j < n_views for i, j in pairs)
+    assert connected_components(n_views, pairs) == [list(range(n_views))]
+
+
+@given(st.sampled_from(["window", "logwin"]), st.integers(1, 9), st.integers(2, 40))
+def test_windows_equal_a_plain_loop(kind, length, n_views):
+    distances = [k + 1 if kind == "window" else 2**k for k in range(length)]
+    cyclic, plain = set(), set()
+    for i in range(n_views):
+        for distance in distances:
+            j = (i + distance) % n_views
+            if i != j:
+                cyclic.add((min(i, j), max(i, j)))
+            if i + distance < n_views:
+                plain.add((i, i + distance))
+    assert pair_graph(f"{kind}:{length}", n_views) == sorted(cyclic)
+    assert pair_graph(f"{kind}:{length}-noncyclic", n_views) == sorted(plain)
+
+
+def test_auto_grows_linearly_after_twelve():
+    assert len(pair_graph("auto", 12)) == 66
+    assert pair_graph("auto", 13) == pair_graph("logwin:4", 13)
+    assert len(pair_graph("auto", 200)) == 4 * 200
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "",
+        "all",
+        "window",
+        "window:",
+        "window:0",
+        "window:-1",
+        "window:3-cyclic",
+        "window:\uff13",
+        "logwin:1_0",
+        "logwin:99999999999999",
+        "oneref:-1",
+        "retrieval:5",
+        "Complete",
+        "complete\n",
+    ],
+)
+def test_unknown_strategies_name_the_legal_ones(strategy):
+    with pytest.raises(UsageError) as caught:
+        pair_graph(strategy, 5)
+    assert LEGAL_STRATEGIES in str(caught.value)
+
+
+def test_reference_photo_that_is_not_there():
+    with pytest.raises(UsageError, match=r"no photo 5\. The 5 photos count from 0 to 4"):
+        pair_graph("oneref:5", 5)
+
+
+def test_one_view_has_no_graph():
+    with pytest.raises(ValueError, match="at least 2 views"):
+        pair_graph("auto", 1)
+
+
+def test_file_of_pairs(tmp_path):
+    path = tmp_path / "my pairs.txt"
+    path.write_text("\ufeff# a comment\n0 3\n\n2,1  # out of order\n3\t0\n 1 , 2 \n4 0\r\n")
+    assert pair_graph(f"file:{path}", 5) == [(0, 3), (0, 4), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0 1\n0 5\n", r"line 2: '0 5' .* from 0 to 4"),
+        ("0 0\n", r"line 1: '0 0' is not a pair of two different photos"),
+        ("0\n", "line 1"),
+        ("0 1 2\n", "line 1"),
+        ("0 -1\n", "line 1"),
+        ("a.jpg b.jpg\n", "line 1"),
+        ("0 99999999999999999999\n", "line 1"),
+        ("# nothing\n", "holds no pairs"),
+        ("", "holds no pairs"),
+        (b"\xff\xfe\x00binary", "not a text file"),
+    ],
+)
+def test_bad_files_of_pairs(tmp_path, text, words):
+    path = tmp_path / "pairs.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=words) as caught:
+        pair_graph(f"file:{path}", 5)
+    assert "pairs.txt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_of_pairs(tmp_path):
+    for place in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(UsageError, match="cannot be read"):
+            pair_graph(f"file:{place}", 5)
+
+
+def test_components_largest_first():
+    pairs = [(5, 4), (1, 0), (6, 5), (4, 6), (2, 7)]
+    assert connected_components(8, pairs) == [[4, 5, 6], [0, 1], [2, 7], [3]]
+    assert connected_components(3, []) == [[0], [1], [2]]
+    assert connected_components(0, []) == []
+
+
+def test_components_refuse_views_that_are_not_there():
+    with pytest.raises(ValueError, match=r"\(0, 3\) of 3 views"):
+        connected_components(3, [(0, 3)])
+
+
+@given(
+    st.integers(1, 25).flatmap(
+        lambda n: st.tuples(
+            st.just(n),
+            st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=40),
+        )
+    )
+)
+def test_components_equal_a_plain_closure(case):
+    n_views, pairs = case
+    group = list(range(n_views))
+    for _ in range(n_views):
+        for i, j in pairs:
+            group[i] = group[j] = min(group[i], group[j])
+    expected = [[v for v in range(n_views) if group[v] == g] for g in sorted(set(group))]
+    expected.sort(key=lambda members: (-len(members), members[0]))
+    assert connected_components(n_views, pairs) == expected

@@ -1,0 +1,129 @@
+"""Damaged and hostile files, and HEIC: a photo or one clear reason, never another exception."""
+
+import random
+import sys
+import types
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from picture_bytes import EXTENSIONS, encode, exif_block, quarters, texture, with_exif
+from recon3d.config import PhotoConfig
+from recon3d.errors import InputError
+from recon3d.photos import read_photo
+from recon3d.views import make_view
+
+CONFIG = PhotoConfig(size=64)
+
+
+def write(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def read(folder: Path, data: bytes):
+    return read_photo(write(folder, "file.bin", data), "file.bin", CONFIG)
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_cut_short_is_unreadable(tmp_path, extension):
+    data = encode(extension, texture(320, 240))
+    for share in (0.02, 0.3, 0.7, 0.98):
+        with pytest.raises(InputError, match=r"damaged or cut short|not a photograph"):
+            read(tmp_path, data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_jpeg_without_its_last_byte_or_filled_with_zeros(tmp_path, progressive):
+    options = (cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
+    data = encode(".jpg", texture(320, 240), options)
+    zeros = data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+    for damaged in (data[:-1], data[:-2], zeros):
+        with pytest.raises(InputError, match="damaged or cut short"):
+            read(tmp_path, damaged)
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_fuzz_gives_a_photo_or_a_reason(tmp_path, extension):
+    source = random.Random(extension)
+    width, height = 48, 33
+    whole = encode(extension, texture(width, height))
+    if extension in (".jpg", ".png", ".webp"):
+        block = exif_block(6, {0xA405: (3, 28), 0x920A: (5, 28, 1)})
+        whole = with_exif(whole, block, width, height)
+    config = PhotoConfig(size=64, max_pixels=20_000_000)
+    read_well, reasons = 0, set()
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(source.choice((1, 2, 8))):
+            # Half of the damage goes to the headers, where it does the most.
+            end = len(data) if source.random() < 0.5 else min(150, len(data))
+            data[source.randrange(end)] = source.choice((0, 1, 127, 255, source.randrange(256)))
+        if source.random() < 0.3:
+            del data[source.randrange(len(data)) :]
+        path = write(tmp_path, "fuzz.bin", bytes(data))
+        try:
+            photo = read_photo(path, "fuzz", config, reduce=True)
+        except InputError as error:
+            reasons.add(str(error))
+            continue
+        assert make_view(photo, 64, 16).image.isfinite().all()
+        read_well += 1
+    assert 0 < read_well < 200
+    assert not any("\n" in reason for reason in reasons)
+
+
+def test_heic_without_its_reader_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    data = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(50)
+    with pytest.raises(InputError, match=r"recon3d\[heic\]"):
+        read(tmp_path, data)
+
+
+def test_heic_through_its_reader(tmp_path, monkeypatch):
+    """The reader turns the picture itself, so its EXIF orientation is not applied again."""
+    pixels = quarters(64, 48)
+    info = {"exif": b"Exif\0\0" + exif_block(6, {0xA405: (3, 26)})}
+
+    class Opened:
+        size = (64, 48)
+
+        def __init__(self):
+            self.info = info
+
+        def __array__(self, dtype=None, copy=None):
+            return np.dstack((pixels, np.zeros((48, 64), np.uint8)))
+
+    def open_heif(data, *, convert_hdr_to_8bit):
+        assert convert_hdr_to_8bit
+        if len(data) < 60:
+            raise ValueError("no meta box")
+        return Opened()
+
+    reader = types.SimpleNamespace(open_heif=open_heif)
+    monkeypatch.setitem(sys.modules, "pillow_heif", reader)
+    head = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"
+    photo = read(tmp_path, head + bytes(50))
+    np.testing.assert_array_equal(photo.rgb, pixels)
+    assert photo.focal_px == pytest.approx(26 / 43.2666 * 80, rel=1e-4)
+    with pytest.raises(InputError, match="HEIC data"):
+        read(tmp_path, head)
+    path = write(tmp_path, "a.heic", head + bytes(50))
+    with pytest.raises(InputError, match="over the limit"):
+        read_photo(path, "a", PhotoConfig(max_pixels=1000))
+
+
+def test_heic_file_of_the_real_library(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pixels = quarters(96, 64)
+    path = tmp_path / "a.heic"
+    heif = pillow_heif.from_bytes("RGB", (96, 64), pixels.tobytes())
+    heif.save(path, quality=90, exif=exif_block(1, {0xA405: (3, 26)}))
+    photo = read_photo(path, "a.heic", CONFIG)
+    assert np.abs(photo.rgb[8::16, 8::16].astype(int) - pixels[8::16, 8::16]).max() < 20
+    assert photo.focal_px is not None
+    with pytest.raises(InputError, match="HEIC data"):
+        read(tmp_path, path.read_bytes()[:-40])

@@ -1,0 +1,161 @@
+"""The shape of a view, its map back to the photo, and its pixels."""
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from picture_bytes import texture
+from recon3d.types import Photo
+from recon3d.views import MAX_STRETCH, MIN_PATCHES, make_view, view_shape
+
+FIXTURES = Path(
+    os.environ.get("RECON3D_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures")
+)
+needs_fixtures = pytest.mark.skipif(
+    not (FIXTURES / "load_images_sizes.json").is_file(), reason="no folder of fixtures"
+)
+
+
+def photo(rgb: np.ndarray, factor: int = 1) -> Photo:
+    height, width, _ = rgb.shape
+    return Photo(
+        path=Path("a.png"),
+        name="a.png",
+        sha256="0" * 64,
+        rgb=rgb,
+        width=width * factor,
+        height=height * factor,
+        focal_px=None,
+    )
+
+
+def reference_picture(width: int, height: int) -> np.ndarray:
+    """Return the picture that the reference sizes were measured on (fixtures README)."""
+    y, x = np.mgrid[:height, :width]
+    blue = 255 * ((x // 7 + y // 5) % 2)
+    return np.stack((x * 255 // (width - 1), y * 255 // (height - 1), blue), axis=-1).astype(
+        np.uint8
+    )
+
+
+@pytest.mark.parametrize(
+    ("photo_wh", "size", "expected_wh"),
+    [
+        ((4000, 3000), 512, (512, 384)),
+        ((3000, 4000), 512, (384, 512)),
+        ((4000, 3000), 224, (224, 160)),  # 168 rows, cut to whole patches
+        ((1000, 1000), 512, (512, 512)),  # the published protocol cuts squares to 512 x 384
+        ((100, 100), 224, (224, 224)),
+        ((4000, 1000), 224, (256, 64)),  # 56 rows alone would be 3 patches
+        ((1000, 4000), 224, (64, 256)),
+        ((7000, 1000), 224, (448, 64)),
+        ((9000, 1000), 224, (448, 48)),  # twice the size is the end of stretching
+        ((100000, 100), 224, (448, 16)),  # and here the ends are cut
+    ],
+)
+def test_shapes_worked_out_by_hand(photo_wh, size, expected_wh):
+    shape = view_shape(*photo_wh, size, 16)
+    assert (shape.width, shape.height) == expected_wh
+
+
+@given(
+    st.integers(1, 20000),
+    st.integers(1, 20000),
+    st.integers(64, 1024),
+    st.sampled_from([8, 14, 16]),
+)
+def test_shape_laws(width, height, size, patch_size):
+    shape = view_shape(width, height, size, patch_size)
+    assert shape.width % patch_size == shape.height % patch_size == 0
+    assert patch_size <= min(shape.width, shape.height)
+    assert max(shape.width, shape.height) <= MAX_STRETCH * size
+    for resized, cropped, start in (
+        (shape.resized_width, shape.width, shape.crop_left),
+        (shape.resized_height, shape.height, shape.crop_top),
+    ):
+        assert abs((resized - cropped) - 2 * start) <= 1  # centred
+        if max(width, height) / min(width, height) < MAX_STRETCH * size / patch_size:
+            assert resized - cropped < patch_size  # content is kept
+    if max(width, height) / min(width, height) < size / (MIN_PATCHES * patch_size + 1):
+        assert max(shape.resized_width, shape.resized_height) == size
+    turned = view_shape(height, width, size, patch_size)
+    assert (turned.width, turned.height) == (shape.height, shape.width)
+
+
+@pytest.mark.parametrize("arguments", [(0, 5, 224, 16), (5, 5, 15, 16), (5, 5, 224, 0)])
+def test_impossible_shapes_are_refused(arguments):
+    with pytest.raises(ValueError, match="no view of"):
+        view_shape(*arguments)
+
+
+@needs_fixtures
+def test_shapes_and_pixels_equal_the_reference_where_the_rule_is_the_same():
+    """Deliberate differences: we keep squares whole, and at 224 we do not cut to a square."""
+    cases = json.loads((FIXTURES / "load_images_sizes.json").read_text())
+    compared = 0
+    for case in cases:
+        width, height = case["in_wh"]
+        if case["size"] != 512 or (width == height and not case["square_ok"]):
+            continue
+        view = make_view(photo(reference_picture(width, height)), 512, case["patch_size"])
+        assert list(view.image.shape[1:]) == case["out_hw"], case["in_wh"]
+        # Red and green are ramps: the middle is the same whatever the filter, corners nearly so.
+        mean = view.image.mean(dim=(1, 2)).tolist()
+        assert mean == pytest.approx(case["mean_per_channel"], abs=0.01)
+        levels = (view.image * 127.5 + 127.5).round()
+        for corner, (row, column) in {"rgb_tl": (0, 0), "rgb_br": (-1, -1)}.items():
+            assert levels[:2, row, column].tolist() == pytest.approx(case[corner][:2], abs=2)
+        compared += 1
+    assert compared > 40
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+@pytest.mark.parametrize(("x", "y"), [(317.3, 902.8), (1901.7, 88.2), (1000.5, 600.5)])
+def test_a_dot_lands_where_the_map_says(factor, x, y):
+    height, width = 1208, 2000
+    grid_y, grid_x = np.mgrid[:height, :width] + 0.5
+    dot = 200 * np.exp(-((grid_x - x) ** 2 + (grid_y - y) ** 2) / (2 * 15.0**2))
+    # Exact reduced decoding: means over blocks of factor x factor pixels.
+    blocks = dot.reshape(height // factor, factor, width // factor, factor).mean(axis=(1, 3))
+    rgb = np.repeat(blocks.round().astype(np.uint8)[..., None], 3, axis=-1)
+    view = make_view(photo(rgb, factor), 224, 16)
+    weight = (view.image[0].double() + 1).numpy()
+    rows, columns = np.mgrid[: weight.shape[0], : weight.shape[1]] + 0.5
+    seen = [(weight * axis).sum() / weight.sum() for axis in (columns, rows)]
+    expected = view.photo2view @ torch.tensor([x, y, 1.0])
+    assert seen == pytest.approx(expected[:2].tolist(), abs=0.03)
+
+
+def test_map_is_scale_then_crop():
+    view = make_view(photo(texture(333, 517)), 512, 16)
+    # 333 x 517 becomes 330 x 512, then 320 x 512: five columns are cut on the left.
+    expected = [[330 / 333, 0, -5], [0, 512 / 517, 0], [0, 0, 1]]
+    torch.testing.assert_close(view.photo2view, torch.tensor(expected))
+    assert view.image.shape == (3, 512, 320)
+
+
+def test_range_and_layout_of_the_image():
+    rgb = np.zeros((64, 64, 3), np.uint8)
+    rgb[..., 0], rgb[..., 1] = 255, 51
+    image = make_view(photo(rgb), 64, 16).image
+    assert image.dtype == torch.float32
+    assert image.is_contiguous()
+    torch.testing.assert_close(image.amin(dim=(1, 2)), torch.tensor([1.0, -0.6, -1.0]))
+    torch.testing.assert_close(image.amax(dim=(1, 2)), torch.tensor([1.0, -0.6, -1.0]))
+
+
+def test_shrinking_does_not_alias():
+    # One-pixel stripes have no place in a view a quarter as large: it must be even grey.
+    stripes = np.zeros((512, 512, 3), np.uint8)
+    stripes[:, ::2] = 255
+    image = make_view(photo(stripes), 128, 16).image
+    assert float(image.abs().max()) < 0.01
+    naive = cv2.resize(stripes, (128, 128), interpolation=cv2.INTER_NEAREST)
+    assert naive.max() == naive.min() == 255  # what aliasing would give
