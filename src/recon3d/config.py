@@ -1,4 +1,4 @@
-"""Every knob, as frozen dataclasses with the defaults the command line shows. Standard library only."""
+"""Every knob, as frozen dataclasses with the defaults that the command line shows."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -148,7 +148,8 @@ class TrainConfig:
 
     The budget is `minutes` of training time or `pairs` ordered pairs, whichever ends first, counted
     over all resumed pieces. `stages` is the curriculum: until the given share of the budget, images
-    of that long edge. `negative_share` of the pairs show two different scenes.
+    of that long edge. For the first `matching_share` of the budget only the encoder learns, to find
+    true correspondences. `negative_share` of the pairs show two different scenes.
     """
 
     preset: str = "tiny"
@@ -172,7 +173,8 @@ class TrainConfig:
     gradient_clip: float = 1.0
     ema_decay: float = 0.998
     alpha: float = 0.2
-    attention_weight: float = 0.1
-    attention_layers: tuple[int, ...] = (1, 2)
+    matching_share: float = 0.25
+    attention_weight: float = 0.25
+    attention_layers: tuple[int, ...] = (0, 1, 2)
     probe_every_s: float = 180.0
     save_every_s: float = 300.0

@@ -149,7 +149,7 @@ def look_at(
     target: Float[Tensor, "*batch 3"],
     up: Float[Tensor, "*#batch 3"],
 ) -> Float[Tensor, "*batch 4 4"]:
-    """Return `cam2world` of a camera at `centre` that looks at `target` with `up` on its -y side."""
+    """Return `cam2world` of a camera at `centre` that looks at `target`; `up` is on its -y side."""
     forward = torch.nn.functional.normalize(target - centre, dim=-1)
     right = torch.nn.functional.normalize(
         torch.linalg.cross(forward, up.expand_as(forward)), dim=-1

@@ -87,3 +87,23 @@ def attention_loss(
     """
     cross_entropy = -(log_attention * matches[:, None]).sum(-1).mean(1)
     return cross_entropy.sum() / matches.sum().clamp_min(1)
+
+
+def descriptor_loss(
+    descriptors_i: Float[Tensor, "pair token_i channel"],
+    descriptors_j: Float[Tensor, "pair token_j channel"],
+    matches: Float[Tensor, "pair token_i token_j"],
+    temperature: float = 0.07,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return InfoNCE between the patches of two views, and how often the best one is right.
+
+    Cosine similarities over `temperature`, soft-maxed over the patches of the other view, in both
+    directions; `matches` counts true correspondences. Source: van den Oord et al. 2018, eq. 4.
+    """
+    unit_i = torch.nn.functional.normalize(descriptors_i.float(), dim=-1)
+    unit_j = torch.nn.functional.normalize(descriptors_j.float(), dim=-1)
+    logits = unit_i @ unit_j.mT / temperature
+    cross_entropy = -(matches * (logits.log_softmax(-1) + logits.log_softmax(-2))).sum() / 2
+    best = matches.gather(-1, logits.argmax(-1, keepdim=True)).squeeze(-1)
+    total = matches.sum().clamp_min(1)
+    return cross_entropy / total, best.sum() / total

@@ -84,7 +84,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_BND)))  # type: ignore[no-any-return]
+        return self.fc2(F.gelu(self.fc1(x_BND)))
 
 
 class SelfAttention(nn.Module):
@@ -100,7 +100,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         out_BHNC = F.scaled_dot_product_attention(rotate(q, rope), rotate(k, rope), v)
-        return self.proj(out_BHNC.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(out_BHNC.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -127,7 +127,7 @@ class CrossAttention(nn.Module):
     def forward(self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope) -> Tensor:
         q, k = self.query_key(query_BND, memory_BND, rope_q, rope_k)
         out_BHNC = F.scaled_dot_product_attention(q, k, self._split(self.projv(memory_BND)))
-        return self.proj(out_BHNC.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(out_BHNC.transpose(1, 2).flatten(2))
 
     def log_attention(
         self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope
@@ -149,7 +149,7 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x_BND: Tensor, rope: Rope) -> Tensor:
         x_BND = x_BND + self.attn(self.norm1(x_BND), rope)
-        return x_BND + self.mlp(self.norm2(x_BND))  # type: ignore[no-any-return]
+        return x_BND + self.mlp(self.norm2(x_BND))
 
 
 class DecoderBlock(nn.Module):
@@ -185,7 +185,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).mT  # type: ignore[no-any-return]
+        return self.proj(images).flatten(2).mT
 
 
 class LinearHead(nn.Module):
@@ -210,7 +210,7 @@ class ResidualConvUnit(nn.Module):
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))  # type: ignore[no-any-return]
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
 class FusionBlock(nn.Module):
@@ -227,7 +227,7 @@ class FusionBlock(nn.Module):
             x = x + self.resConfUnit1(skip)
         x = self.resConfUnit2(x)
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-        return self.out_conv(x)  # type: ignore[no-any-return]
+        return self.out_conv(x)
 
 
 class Scratch(nn.Module):
@@ -283,7 +283,7 @@ class DptBody(nn.Module):
             process(features[hook].float().mT.unflatten(-1, grid))
             for process, hook in zip(self.act_postprocess, self.hooks, strict=True)
         ]
-        return self.head(self.scratch(maps))  # type: ignore[no-any-return]
+        return self.head(self.scratch(maps))
 
 
 class DptHead(nn.Module):
@@ -345,7 +345,8 @@ class TwoViewModel(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.config.enc_dim, -1))
-        nn.init.zeros_(self.patch_embed.proj.bias)
+        if self.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.patch_embed.proj.bias)
         for head in (self.downstream_head1, self.downstream_head2):
             if isinstance(head, LinearHead):
                 nn.init.normal_(head.proj.weight, std=0.02)
@@ -369,7 +370,7 @@ class TwoViewModel(nn.Module):
         x_BND = self.patch_embed(images)
         for block in self.enc_blocks:
             x_BND = block(x_BND, rope)
-        return self.enc_norm(x_BND)  # type: ignore[no-any-return]
+        return self.enc_norm(x_BND)
 
     def decode_tokens(
         self,

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from recon3d import losses, weights
 from recon3d.config import PRESETS, TrainConfig
-from recon3d.errors import ResourceError, UsageError
+from recon3d.errors import UsageError
+from recon3d.files import not_writable
 from recon3d.geometry import (
     compose,
     invert_rigid,
@@ -86,7 +87,7 @@ class Source:
         self.served = 0
 
     def batch(self, height: int, width: int, ease: float = 1.0) -> Batch:
-        """Render one batch; `ease` < 1 narrows baselines and arcs (easy pairs first)."""
+        """Render one batch; `ease` < 1 narrows baselines, arcs and camera settings (easy first)."""
         config, generator = self.config, self.generator
         if self.served % 2000 == 0:
             self.atlas = make_atlas(config.n_procedural_textures, generator, self.folder).to(
@@ -118,7 +119,7 @@ class Source:
                 compiled=config.compile,
             )
             rgb = seen.rgb.permute(0, 1, 4, 2, 3).flatten(0, 1)
-            images = photograph(rgb, self.device_generator).unflatten(0, seen.rgb.shape[:2])
+            images = photograph(rgb, self.device_generator, ease).unflatten(0, seen.rgb.shape[:2])
         return Batch(
             images=images * 2 - 1,
             depth=seen.depth,
@@ -154,6 +155,39 @@ def pair_targets(batch: Batch, i: Tensor, j: Tensor) -> PairTargets:
     )
 
 
+def ordered_pairs(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return all ordered pairs of views of one scene, as flat view indices."""
+    n_scenes, n_views = batch.images.shape[:2]
+    device = batch.images.device
+    order = torch.tensor(list(permutations(range(n_views), 2)), device=device)
+    base = torch.arange(n_scenes, device=device)[:, None] * n_views
+    return (base + order[:, 0]).flatten(), (base + order[:, 1]).flatten()
+
+
+def matches_of(
+    batch: Batch, target: PairTargets, i: Tensor, j: Tensor, patch: int
+) -> tuple[Tensor, Tensor]:
+    """Return the true patch correspondences of pairs, from i to j and from j to i."""
+    depth, intrinsics = batch.depth.flatten(0, 1), batch.intrinsics.flatten(0, 1)
+    return (
+        losses.token_matches(target.points_i_in_j, target.valid_i, depth[j], intrinsics[j], patch),
+        losses.token_matches(target.points_j, target.valid_j, depth[i], intrinsics[i], patch),
+    )
+
+
+def matching_loss_of(
+    model: TwoViewModel, batch: Batch, dtype: torch.dtype
+) -> tuple[Tensor, dict[str, float], int]:
+    """Return the loss of the encoder alone: its tokens must match across views (first stage)."""
+    device = batch.images.device
+    i, j = ordered_pairs(batch)
+    i_over_j, _ = matches_of(batch, pair_targets(batch, i, j), i, j, model.config.patch_size)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        descriptors = model.decoder_embed(model.encode(batch.images.flatten(0, 1)))
+    loss, right = losses.descriptor_loss(descriptors[i], descriptors[j], i_over_j)
+    return loss, {"matching": float(loss.detach()), "right": float(right)}, len(i)
+
+
 def loss_of(
     model: TwoViewModel,
     batch: Batch,
@@ -166,17 +200,17 @@ def loss_of(
     device = batch.images.device
     patch = model.config.patch_size
     grid = (height // patch, width // patch)
-    order = torch.tensor(list(permutations(range(n_views), 2)), device=device)
-    base = torch.arange(n_scenes, device=device)[:, None] * n_views
-    i, j = (base + order[:, 0]).flatten(), (base + order[:, 1]).flatten()
+    i, j = ordered_pairs(batch)
     n_true = len(i)
+    target = pair_targets(batch, i, j)
+    i_over_j, j_over_i = matches_of(batch, target, i, j, patch)
     n_negative = min(n_scenes, max(1, round(config.negative_share * n_true))) if n_scenes > 1 else 0
     chosen = torch.randperm(n_scenes, generator=generator)[:n_negative].to(device)
     i = torch.cat((i, chosen * n_views))
     j = torch.cat((j, (chosen + 1) % n_scenes * n_views))
-    target = pair_targets(batch, i[:n_true], j[:n_true])
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         tokens = model.encode(batch.images.flatten(0, 1))
+        descriptors = model.decoder_embed(tokens)  # keep the encoder's matches alive
         decoded = model.decode_tokens(
             tokens[i], tokens[j], grid, grid, frozenset(config.attention_layers)
         )
@@ -197,37 +231,36 @@ def loss_of(
             regression
             + config.negative_share * losses.confidence_loss(charge, unrelated, config.alpha).mean()
         )
-    depth, intrinsics = batch.depth.flatten(0, 1), batch.intrinsics.flatten(0, 1)
-    i, j = i[:n_true], j[:n_true]
-    i_over_j = losses.token_matches(
-        target.points_i_in_j, target.valid_i, depth[j], intrinsics[j], patch
-    )
-    j_over_i = losses.token_matches(target.points_j, target.valid_j, depth[i], intrinsics[i], patch)
     matching = torch.zeros((), device=device)
     for over_j, over_i in decoded.attention.values():
         matching = matching + losses.attention_loss(over_j[:n_true, :1], i_over_j) / 2
         matching = matching + losses.attention_loss(over_i[:n_true, :1], j_over_i) / 2
     matching = matching / max(1, len(decoded.attention))
+    kept, right = losses.descriptor_loss(descriptors[i[:n_true]], descriptors[j[:n_true]], i_over_j)
     parts = {
         "error_i": float(error_i[target.valid_i].mean().detach()),
         "error_j": float(error_j[target.valid_j].mean().detach()),
-        "matching": float(matching.detach()),
+        "attention": float(matching.detach()),
+        "matching": float(kept.detach()),
+        "right": float(right),
         "confidence": float(true.confidence_j.mean().detach()),
-        "seen": float((i_over_j.sum() / (n_true * grid[0] * grid[1] * (patch // 4) ** 2)).detach()),
+        "seen": float(i_over_j.sum() / (n_true * grid[0] * grid[1] * (patch // 4) ** 2)),
     }
-    return regression + config.attention_weight * matching, parts, len(i)
+    return regression + config.attention_weight * (matching + kept), parts, len(i)
 
 
 @torch.no_grad()
 def probe(model: TwoViewModel, batches: list[Batch], dtype: torch.dtype) -> dict[str, float]:
     """Measure on held-out pairs whether the network uses the other view.
 
-    Returns view 2's error with the true view 1 and with another scene's (each normalised by view 2's
-    own mean distance), their ratio, and the median error of the relative rotation in degrees beside
-    the median rotation itself. The relative pose comes from the two orders of a pair (Procrustes).
+    Returns view 2's error with the true view 1 and with another scene's (each normalised by view
+    2's own mean distance), their ratio, and the median error of the relative rotation in degrees
+    beside the median rotation itself. The relative pose comes from the two orders of a pair (Procrustes).
     """
     patch = model.config.patch_size
-    true_errors, wrong_errors, angles, sizes = [], [], [], []
+    true_errors: list[Tensor] = []
+    wrong_errors: list[Tensor] = []
+    angles, sizes = [], []
     for batch in batches:
         n_scenes, n_views, _, height, width = batch.images.shape
         device = batch.images.device
@@ -302,7 +335,7 @@ class State:
     def update_average(self, decay: float) -> None:
         """Move the average towards the weights; faster at the start."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(  # type: ignore[attr-defined]
+        torch._foreach_lerp_(
             list(self.average.values()), [p.detach() for p in self.named.values()], 1 - decay
         )
 
@@ -314,7 +347,7 @@ class State:
         return model.eval()
 
     def save(self, out_dir: Path) -> None:
-        """Write model.safetensors (averaged, half precision) and state.safetensors to resume from."""
+        """Write model.safetensors (averaged, fp16) and state.safetensors to resume from."""
         from safetensors.torch import save_file
 
         tensors = {f"weight.{n}": p.detach() for n, p in self.named.items()}
@@ -380,9 +413,8 @@ def train(out_dir: Path, config: TrainConfig, *, track: Track = silent) -> None:
         raise UsageError(f"preset {config.preset!r} is unknown. Known: {', '.join(PRESETS)}.")
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        log = (out_dir / "log.jsonl").open("a")
     except OSError as error:
-        raise ResourceError(f"{out_dir} cannot be written ({error.strerror}).") from error
+        raise not_writable(out_dir, error) from error
     device = resolve_device(config.device)
     dtype = resolve_precision(config.precision, device)
     torch.manual_seed(config.seed)
@@ -401,7 +433,7 @@ def train(out_dir: Path, config: TrainConfig, *, track: Track = silent) -> None:
     budget_s = config.minutes * 60
     started = time.monotonic() - state.elapsed_s
     next_probe, next_save = state.elapsed_s + 30, state.elapsed_s + config.save_every_s
-    with log:
+    with (out_dir / "log.jsonl").open("a") as log:
         while True:
             progress = max(state.elapsed_s / budget_s, state.pairs / config.pairs)
             if progress >= 1:
@@ -412,9 +444,12 @@ def train(out_dir: Path, config: TrainConfig, *, track: Track = silent) -> None:
             began = time.monotonic()
             batch = source.batch(*shape, ease=ease)
             rendered = time.monotonic()
-            loss, parts, n_pairs = loss_of(model, batch, config, dtype, source.generator)
+            if progress < config.matching_share:
+                loss, parts, n_pairs = matching_loss_of(model, batch, dtype)
+            else:
+                loss, parts, n_pairs = loss_of(model, batch, config, dtype, source.generator)
             state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(state.named.values(), config.gradient_clip)
             if not torch.isfinite(norm):
                 raise FloatingPointError(

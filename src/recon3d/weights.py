@@ -1,11 +1,12 @@
 """Weights on disk: safetensors beside a JSON config with a closed schema, loaded strictly.
 
-`NAME.safetensors` holds the tensors (half or full precision), `NAME.json` the `ModelConfig`. Nothing
-is executed: no pickle, every size is bounded before memory is taken.
+`NAME.safetensors` holds the tensors (half or full precision), `NAME.json` the `ModelConfig`.
+Nothing is executed: no pickle, every size is bounded before memory is taken.
 """
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, fields
 from enum import StrEnum
 from importlib.resources import files
@@ -23,6 +24,7 @@ from recon3d.model import TwoViewModel
 EMBEDDED = "embedded"
 LICENCE = "Apache-2.0"
 _MAX_CONFIG_BYTES = 65_536
+_ALIAS = re.compile(r"(?P<head>.*\.scratch)\.layer_rn\.(?P<index>[0-3])\.weight")
 _BOUNDS: dict[str, tuple[int, int]] = {
     "image_size": (32, 4096),
     "patch_size": (4, 64),
@@ -71,7 +73,9 @@ def config_from_dict(values: object, source: str) -> ModelConfig:
     for part in ("enc", "dec"):
         dim, heads = values[f"{part}_dim"], values[f"{part}_heads"]
         if dim % (4 * heads):
-            raise WeightsError(f"{source}: {part}_dim {dim} is no multiple of 4 x {heads} heads.")
+            raise WeightsError(
+                f"{source}: {part}_dim {dim} is no multiple of 4 x {part}_heads {heads}."
+            )
     return ModelConfig(**values | {"head": HeadType(values["head"]), "dpt_layer_dims": tuple(dims)})
 
 
@@ -94,29 +98,30 @@ def config_to_dict(config: ModelConfig) -> dict[str, Any]:
 
 
 def fill_aliases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with the DPT head's `layer_rn.K` names replaced by their `layerK_rn` twins.
+    """Return the tensors with the DPT head's `layer_rn.K` names replaced by their twins.
 
     Published files hold one tensor under both names, or under either of them.
     """
     out = {}
     for name, tensor in tensors.items():
-        prefix, found, rest = name.partition(".scratch.layer_rn.")
-        if found:
-            index, _, tail = rest.partition(".")
-            name = f"{prefix}.scratch.layer{int(index) + 1}_rn.{tail}"
-            if name in tensors and not torch.equal(tensors[name], tensor):
-                raise WeightsError(
-                    f"{name} and its alias layer_rn.{index} differ: the file is damaged."
-                )
-        out[name] = tensor
+        match = _ALIAS.fullmatch(name)
+        if match is None:
+            out[name] = tensor
+            continue
+        twin = f"{match['head']}.layer{int(match['index']) + 1}_rn.weight"
+        if twin in tensors and not torch.equal(tensors[twin], tensor):
+            raise WeightsError(f"{twin} and its alias {name} differ: the file is damaged.")
+        out[twin] = tensor
     return out
 
 
 def load_tensors(model: TwoViewModel, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy tensors into the model: all of them, of the right shapes, and no others.
+    """Give the model these tensors: all of them, of the right shapes, finite, and no others.
+
+    The model may be on the meta device: its parameters are replaced, by copies in fp32.
 
     Raises:
-        WeightsError: naming the first tensor that is missing, unexpected or misshapen.
+        WeightsError: naming the first tensor that is missing, unexpected, misshapen or not finite.
     """
     tensors = fill_aliases(tensors)
     wanted = model.state_dict()
@@ -131,9 +136,14 @@ def load_tensors(model: TwoViewModel, tensors: dict[str, Tensor], source: str) -
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             raise WeightsError(
-                f"{source}: {name} is {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}. {what}"
+                f"{source}: {name} is {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}. "
+                f"{what}"
             )
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise WeightsError(f"{source}: {name} holds values that are not finite numbers. {what}")
+    # Copies, because the tensors may still be pages of the file they came from.
+    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(copies, assign=True)
 
 
 def locate(name_or_path: str) -> tuple[Path, Path]:
@@ -151,21 +161,38 @@ def locate(name_or_path: str) -> tuple[Path, Path]:
                 f"{name_or_path!r} is no .safetensors file. Give {EMBEDDED!r} or the path of one."
             )
     for file in (path, path.with_suffix(".json")):
-        if not file.is_file():
+        if file.is_file():
+            continue
+        if name_or_path == EMBEDDED:
             raise WeightsError(
-                f"{file} does not exist. Give {EMBEDDED!r} or a file saved by recon3d."
+                f"the weights of the package are missing ({file}). "
+                "Install recon3d again, or give the path of a .safetensors file."
             )
+        raise WeightsError(f"{file} does not exist. Give {EMBEDDED!r} or a file saved by recon3d.")
     return path, path.with_suffix(".json")
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Return the config of a JSON file of at most 64 KiB."""
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise WeightsError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes: not a model config.")
+    """Return the config of a JSON file of at most 64 KiB.
+
+    Raises:
+        WeightsError: unreadable, too large, no JSON, or not a model config.
+    """
     try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise WeightsError(
+                f"{path} is larger than {_MAX_CONFIG_BYTES} bytes. "
+                "Give the config saved with the weights."
+            )
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is not valid JSON ({error}).") from error
+    except OSError as error:
+        raise WeightsError(
+            f"{path} cannot be read ({error.strerror}). Check its permissions."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{path} is not valid JSON ({error}). Give the config saved with the weights."
+        ) from error
     return config_from_dict(values, str(path))
 
 
@@ -180,16 +207,16 @@ def load(name_or_path: str, device: torch.device | str = "cpu") -> TwoViewModel:
 
     path, config_path = locate(name_or_path)
     config = read_config(config_path)
+    # No memory is taken before the file has proved to hold what its config promises.
     with torch.device("meta"):
-        shapes = TwoViewModel(config)
-    expected = sum(p.numel() for p in shapes.parameters())
+        model = TwoViewModel(config)
+    expected = sum(p.numel() for p in model.parameters())
     if path.stat().st_size > 5 * expected + 1_000_000:
         raise WeightsError(f"{path} is larger than its config says ({expected} parameters).")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is damaged or no safetensors file ({error}).") from error
-    model = TwoViewModel(config)
     load_tensors(model, tensors, str(path))
     return model.to(device).eval()
 
@@ -216,6 +243,8 @@ def describe(name_or_path: str) -> dict[str, Any]:
     """Return what `recon3d weights info` shows: sizes, parameters, licence, checksum, config."""
     path, config_path = locate(name_or_path)
     model = load(name_or_path)
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
     licence = LICENCE if name_or_path == EMBEDDED else "unknown: as granted by who trained them"
     return {
         "name": model.config.name,
@@ -223,7 +252,7 @@ def describe(name_or_path: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "tensors": len(model.state_dict()),
         "bytes": path.stat().st_size,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": checksum,
         "licence": licence,
         "config": config_to_dict(read_config(config_path)),
     }

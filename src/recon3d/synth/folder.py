@@ -11,21 +11,21 @@ from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 from recon3d.errors import InputError, UsageError
 from recon3d.files import atomic_write, not_writable
 from recon3d.geometry import compose, invert_rigid, seen_from, transform_points, unproject
-from recon3d.synth.render import SceneBatch, render
+from recon3d.synth.render import SceneBatch, render, render_depth
 from recon3d.synth.scene import KINDS, CameraRanges, sample_cameras, sample_scenes
 from recon3d.synth.sensor import photograph
 from recon3d.synth.textures import make_atlas
 
 CONVENTIONS = (
-    "OpenCV camera axes (x right, y down, z forward); world_to_camera maps homogeneous world points "
-    "to camera; intrinsics in pixels of the stored image, integer coordinates at pixel centres "
+    "OpenCV camera axes (x right, y down, z forward); world_to_camera maps homogeneous world "
+    "points to camera; intrinsics in pixels of the stored image, integer coordinates at pixel centres "
     "(top-left pixel centre = (0,0)); no lens distortion; depth = z-depth, 0 = unknown (sky)"
 )
 RANGES = CameraRanges(
     fov_deg=(55.0, 68.0), baseline=(0.25, 0.7), arc_deg=(14.0, 30.0), roll_deg=2.0
 )
 _SUPERSAMPLING = 2
-_TRIALS = 200
+_TRIALS = 60
 
 
 def covisibility(
@@ -44,20 +44,20 @@ def covisibility(
 
 
 def _choose(
-    kind: str, n_photos: int, height: int, width: int, atlas: Tensor, generator: torch.Generator
+    kind: str, n_photos: int, height: int, width: int, n_textures: int, generator: torch.Generator
 ) -> tuple[SceneBatch, Tensor, Tensor]:
     """Draw scenes until every photo overlaps its neighbours well but not wholly."""
     kinds = torch.tensor([KINDS[kind]])
     best: tuple[float, SceneBatch, Tensor, Tensor] | None = None
     for _ in range(_TRIALS):
-        scene = sample_scenes(kinds, len(atlas), generator)
+        scene = sample_scenes(kinds, n_textures, generator)
         cam2world, intrinsics = sample_cameras(
             scene, kinds, n_photos, height, width, generator, RANGES
         )
         shrink = 64 / max(height, width)
         low_height, low_width = round(height * shrink), round(width * shrink)
         scale = torch.tensor([shrink, shrink, 1.0])[:, None]
-        depth = render(scene, atlas, cam2world, intrinsics * scale, low_height, low_width).depth[0]
+        depth = render_depth(scene, cam2world, intrinsics * scale, low_height, low_width)[0]
         known = depth > 0
         share = covisibility(depth, cam2world[0], intrinsics[0] * scale)
         off_diagonal = share[~torch.eye(n_photos, dtype=torch.bool)]
@@ -110,7 +110,7 @@ def write_folder(
         raise UsageError(f"{out_dir} holds a scene; add --overwrite or choose another folder.")
     generator = torch.Generator().manual_seed(seed)
     atlas = make_atlas(256, generator)
-    scene, cam2world, intrinsics = _choose(kind, n_photos, height, width, atlas, generator)
+    scene, cam2world, intrinsics = _choose(kind, n_photos, height, width, len(atlas), generator)
     fine = intrinsics * torch.tensor([_SUPERSAMPLING, _SUPERSAMPLING, 1.0])[:, None]
     images = []
     try:
@@ -131,7 +131,11 @@ def write_folder(
             width * _SUPERSAMPLING,
         )
         rgb = F.avg_pool2d(seen.rgb[0].permute(0, 3, 1, 2), _SUPERSAMPLING)
-        shot = (photograph(rgb, generator)[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
+        shot = (
+            (photograph(rgb, generator, strength=0.3)[0].permute(1, 2, 0) * 255)
+            .round()
+            .to(torch.uint8)
+        )
         ok, encoded = cv2.imencode(".jpg", shot.numpy()[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
         if not ok:
             raise InputError(f"OpenCV cannot encode a JPEG of {width}x{height}.")

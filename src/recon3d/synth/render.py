@@ -4,6 +4,7 @@ World frame: +z up, the floor at z = 0. Cameras are OpenCV. Everything is exact 
 meets the bounding box of the scene from inside and every solid from outside in closed form.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,6 +15,7 @@ from torch import Tensor
 BOX, CYLINDER, ELLIPSOID = 0, 1, 2
 FAR = 1e4
 MIP_LEVELS = 6
+_CHUNK = 16_384
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +105,7 @@ def _nearest_solid(origin: Tensor, ray: Tensor, scene: SceneBatch) -> tuple[Tens
 def _sample_atlas(
     atlas: UInt8[Tensor, "texture texel 3"], index: Tensor, u: Tensor, v: Tensor, footprint: Tensor
 ) -> Tensor:
-    """Bilinear sample of mirrored tiles; `footprint` is the pixel's size in tiles, for the mip level."""
+    """Bilinear sample of mirrored tiles; `footprint`, the pixel's size in tiles, sets the level."""
     side = _atlas_side(atlas)
     level = (footprint * side).clamp_min(1.0).log2().round().clamp_max(MIP_LEVELS - 1)
     size = side * torch.exp2(-level)
@@ -136,6 +138,24 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
     return values[batch, index]
 
 
+def hit_bounds(origin: Tensor, ray: Tensor, scene: SceneBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (ray parameter, axis, face) at which each ray leaves the bounding box."""
+    safe = torch.where(ray.abs() < 1e-7, torch.full_like(ray, 1e-7), ray)
+    bound = torch.where(safe > 0, scene.bounds_high[:, None], scene.bounds_low[:, None])
+    t, axis = ((bound - origin) / safe).min(-1)
+    return t, axis, axis + 3 * (safe.gather(-1, axis[..., None]).squeeze(-1) > 0)
+
+
+def cast_depth(
+    scene: SceneBatch, origin: Float[Tensor, "scene ray 3"], ray: Float[Tensor, "scene ray 3"]
+) -> Float[Tensor, "scene ray"]:
+    """Return the ray parameter of the hit alone, 0 for sky."""
+    t_solid, _ = _nearest_solid(origin, ray, scene)
+    t_room, _, face = hit_bounds(origin, ray, scene)
+    sky = (t_room < t_solid) & _take(scene.face_is_sky, face)
+    return torch.where(sky, 0.0, torch.minimum(t_room, t_solid))
+
+
 def cast(
     scene: SceneBatch,
     atlas: UInt8[Tensor, "texture texel 3"],
@@ -145,15 +165,11 @@ def cast(
 ) -> tuple[Float[Tensor, "scene ray 3"], Float[Tensor, "scene ray"], Bool[Tensor, "scene ray"]]:
     """Return (rgb, ray parameter of the hit, sky mask).
 
-    `ray` has z = 1 in its camera, so that the parameter is the depth; `pixel_angle` is the size of a
-    pixel in radians, which chooses the texture's mip level.
+    `ray` has z = 1 in its camera, so that the parameter is the depth; `pixel_angle` is the size of
+    a pixel in radians, which chooses the texture's mip level.
     """
     t_solid, solid = _nearest_solid(origin, ray, scene)
-    safe = torch.where(ray.abs() < 1e-7, torch.full_like(ray, 1e-7), ray)
-    bound = torch.where(safe > 0, scene.bounds_high[:, None], scene.bounds_low[:, None])
-    t_axis = (bound - origin) / safe
-    t_room, axis = t_axis.min(-1)
-    face = axis + 3 * (safe.gather(-1, axis[..., None]).squeeze(-1) > 0)
+    t_room, axis, face = hit_bounds(origin, ray, scene)
     is_room = t_room < t_solid
     t = torch.minimum(t_room, t_solid)
     point = origin + t[..., None] * ray
@@ -174,7 +190,7 @@ def cast(
     normal_local = torch.where(flat[..., None], one_hot * local.sign(), gradient)
     normal_solid = (rotation * normal_local[..., :, None]).sum(-2)
     room_axis = torch.nn.functional.one_hot(axis, 3).to(ray.dtype)
-    normal = torch.where(is_room[..., None], -room_axis * safe.sign(), normal_solid)
+    normal = torch.where(is_room[..., None], -room_axis * ray.sign(), normal_solid)
     normal = normal / normal.norm(dim=-1, keepdim=True).clamp_min(1e-9)
 
     # Texture coordinates in world units: the two coordinates along the face, or around a cylinder.
@@ -223,25 +239,17 @@ def cast(
 
 
 @cache
-def _compiled_cast() -> object:
+def _compiled_cast() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     return torch.compile(cast, dynamic=True)  # one kernel for all image shapes
 
 
-def render(
-    scene: SceneBatch,
-    atlas: UInt8[Tensor, "texture texel 3"],
+def camera_rays(
     cam2world: Float[Tensor, "scene view 4 4"],
     intrinsics: Float[Tensor, "scene view 3 3"],
     height: int,
     width: int,
-    *,
-    compiled: bool = False,
-) -> Render:
-    """Return colour and exact depth of every view.
-
-    `compiled` fuses the caster into one kernel (needs a C++ compiler on the CPU): the same result
-    up to rounding, several times faster once compiled.
-    """
+) -> tuple[Float[Tensor, "scene ray 3"], Float[Tensor, "scene ray 3"], Float[Tensor, "scene ray"]]:
+    """Return (origin, ray, pixel_angle) of every pixel centre of every view, in the world."""
     n_scenes, n_views = cam2world.shape[:2]
     device = cam2world.device
     x = torch.arange(width, device=device) + 0.5
@@ -261,15 +269,49 @@ def render(
     ray = (in_cam @ cam2world[..., :3, :3].mT).reshape(n_scenes, -1, 3)
     origin = cam2world[:, :, None, :3, 3].expand(-1, -1, height * width, -1)
     pixel_angle = (1 / focal_x)[:, :, None].expand(-1, -1, height * width)
-    function = _compiled_cast() if compiled else cast
-    rgb, depth, sky = function(  # type: ignore[operator]
-        scene,
-        atlas,
+    return (
         origin.reshape(n_scenes, -1, 3).contiguous(),
         ray.contiguous(),
         pixel_angle.reshape(n_scenes, -1).contiguous(),
     )
+
+
+def render(
+    scene: SceneBatch,
+    atlas: UInt8[Tensor, "texture texel 3"],
+    cam2world: Float[Tensor, "scene view 4 4"],
+    intrinsics: Float[Tensor, "scene view 3 3"],
+    height: int,
+    width: int,
+    *,
+    compiled: bool = False,
+) -> Render:
+    """Return colour and exact depth of every view.
+
+    `compiled` fuses the caster into one kernel (needs a C++ compiler on the CPU): the same result
+    up to rounding, several times faster once compiled. Otherwise rays go in cache-sized chunks.
+    """
+    rays = camera_rays(cam2world, intrinsics, height, width)
+    if compiled:
+        rgb, depth, sky = _compiled_cast()(scene, atlas, *rays)
+    else:
+        chunks = zip(*(part.split(_CHUNK, dim=1) for part in rays), strict=True)
+        parts = [cast(scene, atlas, *chunk) for chunk in chunks]
+        rgb, depth, sky = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    shape = (*cam2world.shape[:2], height, width)
     return Render(
         rgb=rgb.reshape(*shape, 3),
         depth=torch.where(sky, torch.zeros_like(depth), depth).reshape(shape),
     )
+
+
+def render_depth(
+    scene: SceneBatch,
+    cam2world: Float[Tensor, "scene view 4 4"],
+    intrinsics: Float[Tensor, "scene view 3 3"],
+    height: int,
+    width: int,
+) -> Float[Tensor, "scene view height width"]:
+    """Return the exact depth alone (0: sky), for choosing cameras."""
+    origin, ray, _ = camera_rays(cam2world, intrinsics, height, width)
+    return cast_depth(scene, origin, ray).reshape(*cam2world.shape[:2], height, width)

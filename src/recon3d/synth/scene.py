@@ -46,7 +46,7 @@ def sample_scenes(
     extent = _uniform((n, 2), 3.0, 7.5, generator)
     extent = torch.where((kinds == YARD)[:, None], extent * 2.2, extent)
     height = torch.where(
-        is_room, _uniform((n,), 2.2, 3.4, generator), _uniform((n,), 4, 9, generator)
+        is_room, _uniform((n,), 2.2, 3.4, generator), _uniform((n,), 4.0, 9.0, generator)
     )
     high = torch.cat((extent / 2, height[:, None]), dim=1)
     low = torch.cat((-extent / 2, torch.zeros(n, 1)), dim=1)
@@ -64,7 +64,7 @@ def sample_scenes(
     kind = torch.where(torch.rand(n, N_SOLIDS, generator=generator) < 0.35, BOX, kind)
     half = _log_uniform((n, N_SOLIDS, 3), 0.1, 0.7, generator)
     yaw = _uniform((n, N_SOLIDS), -math.pi, math.pi, generator)
-    # Rooms and yards: 6 pieces of furniture, 6 panels on walls, 6 small things, 4 floaters or sticks.
+    # Rooms and yards: 6 pieces of furniture, 6 panels on walls, 6 small things, 4 free ones.
     furniture, panels = slice(0, 6), slice(6, 12)
     small, free = slice(12, 18), slice(18, N_SOLIDS)
     scale = torch.where(kinds == YARD, 2.0, 1.0)[:, None]
@@ -202,7 +202,7 @@ def sample_cameras(
     arc = _log_uniform((n, 1), *ranges.arc_deg, generator) / 180 * math.pi
     start = _uniform((n, 1), -math.pi, math.pi, generator)
     azimuth = start + arc * (torch.rand(n, candidates, generator=generator) * 2 - 1)
-    elevation = _uniform((n, 1), 8, 45, generator) / 180 * math.pi
+    elevation = _uniform((n, 1), 8.0, 45.0, generator) / 180 * math.pi
     elevation = elevation + arc * 0.3 * (torch.rand(n, candidates, generator=generator) * 2 - 1)
     elevation = elevation.clamp(0.05, 1.2)
     radius = _uniform((n, 1), 2.4, 4.5, generator)

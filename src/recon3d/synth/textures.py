@@ -48,25 +48,25 @@ def _between(low: float, high: float, n: int, generator: torch.Generator) -> Ten
 def _wave(n: int, generator: torch.Generator) -> Tensor:
     x, _ = _coordinates(n, generator)
     warp = _noise(n, generator, 3) * _between(0.01, 1.5, n, generator)
-    return 0.5 + 0.5 * torch.sin(2 * math.pi * _between(2, 14, n, generator) * (x + warp))
+    return 0.5 + 0.5 * torch.sin(2 * math.pi * _between(2.0, 14.0, n, generator) * (x + warp))
 
 
 def _stripes(n: int, generator: torch.Generator) -> Tensor:
     x, _ = _coordinates(n, generator)
     duty = torch.rand(n, 1, 1, generator=generator) * 0.7 + 0.15
-    return (torch.remainder(x * _between(2, 12, n, generator), 1) < duty).float()
+    return (torch.remainder(x * _between(2.0, 12.0, n, generator), 1) < duty).float()
 
 
 def _checker(n: int, generator: torch.Generator) -> Tensor:
     x, y = _coordinates(n, generator)
-    cells = _between(2, 9, n, generator)
+    cells = _between(2.0, 9.0, n, generator)
     return torch.remainder((x * cells).floor() + (y * cells).floor(), 2)
 
 
 def _brick(n: int, generator: torch.Generator) -> Tensor:
     """Bricks or tiles with mortar, each with its own grey."""
     x, y = _coordinates(n, generator)
-    rows = _between(3, 12, n, generator)
+    rows = _between(3.0, 12.0, n, generator)
     row = (y * rows).floor()
     bond = (torch.rand(n, 1, 1, generator=generator) < 0.6).float() * 0.5
     column = x * rows / (torch.rand(n, 1, 1, generator=generator) * 2 + 1) + bond * row

@@ -1,0 +1,179 @@
+"""The training loop: it learns, logs, resumes, and its probe tells whether both views are used."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from recon3d import config, train, weights
+from recon3d.config import ModelConfig, TrainConfig
+from recon3d.errors import ResourceError, UsageError
+from recon3d.model import TwoViewModel, TwoViewOutput
+
+TINY = ModelConfig(
+    name="nano", enc_dim=32, enc_depth=1, enc_heads=2, dec_dim=32, dec_depth=2, dec_heads=2
+)
+QUICK = TrainConfig(
+    preset="nano",
+    minutes=10.0,
+    pairs=24,
+    n_procedural_textures=9,
+    device="cpu",
+    precision=config.Precision.FP32,
+    compile=False,
+    scenes_per_step=2,
+    views_per_scene=2,
+    stages=((1.0, 32),),
+    warmup_steps=1,
+    attention_layers=(0,),
+    matching_share=0.5,
+)
+
+
+@pytest.fixture(autouse=True)
+def nano(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(config.PRESETS, "nano", TINY)
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def batch_of(height: int = 48, width: int = 64) -> train.Batch:
+    return train.Source(QUICK, torch.device("cpu"), seed=1).batch(height, width)
+
+
+def test_runs_both_stages_and_writes_loadable_weights(tmp_path: Path) -> None:
+    done: list[int] = []
+    train.train(tmp_path, QUICK, track=lambda stage, n, total: done.append(n))
+    assert done == sorted(done)
+    last = records(tmp_path)[-1]
+    assert last["pairs"] >= 24
+    assert 0 < last["probe_true"] < 10
+    model = weights.load(str(tmp_path / "model.safetensors"))
+    assert model.config.image_size == 32
+    out = model.decode(
+        model.encode(torch.zeros(1, 3, 32, 32)), torch.zeros(1, 4, 32), (2, 2), (2, 2)
+    )
+    assert bool(out.pointmap_i.isfinite().all())
+
+
+def test_resume_goes_on_from_the_saved_counters_and_moments(tmp_path: Path) -> None:
+    train.train(tmp_path, QUICK)
+    before = records(tmp_path)[-1]
+    train.train(tmp_path, replace(QUICK, pairs=40, resume=True))
+    after = records(tmp_path)[-1]
+    assert after["pairs"] >= 40
+    assert after["step"] > before["step"]
+    model = TwoViewModel(TINY)
+    state = train.State(model, QUICK)
+    state.load(tmp_path)
+    assert state.pairs == after["pairs"]
+    moments = state.optimizer.state[state.named["enc_norm.weight"]]
+    assert float(moments["exp_avg_sq"].sum()) > 0
+    with pytest.raises(UsageError, match="does not exist"):
+        train.train(tmp_path / "empty", replace(QUICK, resume=True))
+
+
+def test_unknown_preset_and_unwritable_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'huge' is unknown"):
+        train.train(tmp_path, replace(QUICK, preset="huge"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        train.train(tmp_path / "file" / "out", QUICK)
+
+
+def test_loss_falls_on_one_batch() -> None:
+    torch.manual_seed(0)
+    model, batch = TwoViewModel(TINY), batch_of()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(25):
+        generator = torch.Generator().manual_seed(0)
+        loss, parts, n_pairs = train.loss_of(model, batch, QUICK, torch.float32, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert n_pairs == 5  # two scenes, both orders, and one unrelated pair
+    assert losses[-1] < 0.75 * losses[0]
+    assert {"error_i", "error_j", "attention", "right"} <= set(parts)
+
+
+def test_loss_in_bf16_is_near_that_in_fp32() -> None:
+    torch.manual_seed(0)
+    model, batch = TwoViewModel(TINY), batch_of()
+    full, half = (
+        train.loss_of(model, batch, QUICK, dtype, torch.Generator().manual_seed(0))[0]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    half.backward()
+    assert float(half.detach()) == pytest.approx(float(full.detach()), rel=0.02)
+
+
+def test_matching_stage_learns_correspondence() -> None:
+    torch.manual_seed(0)
+    model, batch = TwoViewModel(TINY), batch_of()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    right = []
+    for _ in range(40):
+        loss, parts, _ = train.matching_loss_of(model, batch, torch.float32)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        right.append(parts["right"])
+    assert right[-1] > right[0] + 0.2
+    grads = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert not any(name.startswith("dec_blocks") for name in grads)  # the encoder alone
+
+
+def test_pair_targets_agree_with_the_cameras() -> None:
+    batch = batch_of()
+    target = train.pair_targets(batch, torch.tensor([0]), torch.tensor([1]))
+    points = batch.points_in_cam[0, 1, 10, 20]
+    world = batch.cam2world[0, 1] @ torch.cat((points, torch.ones(1)))
+    in_i = torch.linalg.inv(batch.cam2world[0, 0]) @ world
+    torch.testing.assert_close(target.points_j[0, 10, 20], in_i[:3], atol=1e-4, rtol=1e-4)
+
+
+class Oracle(TwoViewModel):
+    """Answers with the truth where it sees view 1 of the pair, with nonsense otherwise."""
+
+    def __init__(self, batch: train.Batch) -> None:
+        super().__init__(TINY)
+        self.batch, self.calls = batch, 0
+
+    def heads(self, decoded, grid_i, grid_j) -> TwoViewOutput:
+        n = len(self.batch.images)
+        first = torch.arange(n) * self.batch.images.shape[1]
+        one, two = (first, first + 1) if self.calls < 2 else (first + 1, first)
+        target = train.pair_targets(self.batch, one, two)
+        points_j = target.points_j if self.calls != 1 else torch.randn_like(target.points_j)
+        self.calls += 1
+        ones = torch.full(target.valid_i.shape, 2.0)
+        return TwoViewOutput(target.points_i, ones, points_j, ones)
+
+
+def test_probe_tells_an_oracle_from_a_network_that_ignores_view_1() -> None:
+    batch = batch_of()
+    figures = train.probe(Oracle(batch), [batch], torch.float32)
+    assert figures["probe_true"] < 1e-4
+    assert figures["probe_wrong"] > 0.5
+    assert figures["probe_rotation_deg"] < 0.05
+    assert figures["probe_rotation_true_deg"] > 0.1
+
+    class Blind(TwoViewModel):
+        def decode_tokens(self, tokens_i, tokens_j, grid_i, grid_j, attention_layers=frozenset()):
+            zero = torch.zeros_like(tokens_i)
+            return super().decode_tokens(zero, tokens_j, grid_i, grid_j, attention_layers)
+
+    assert train.probe(Blind(TINY), [batch], torch.float32)["probe_ratio"] == pytest.approx(1)
+
+
+def test_schedule() -> None:
+    assert train._rate(QUICK, 0, 0.0) == QUICK.learning_rate
+    assert train._rate(QUICK, 9, 1.0) == pytest.approx(0.01 * QUICK.learning_rate)
+    assert train.image_shape(128, 0.75, False, 16) == (96, 128)
+    assert train.image_shape(224, 2 / 3, True, 16) == (224, 144)
