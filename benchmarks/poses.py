@@ -1,9 +1,9 @@
 """Camera accuracy on folders with ground truth: `python benchmarks/poses.py DIR [DIR ...]`.
 
 A folder holds images/ and gt.json as `recon3d synth` writes them (world_to_camera per image).
-Prints one JSON line a folder: photos placed, median and worst error of the relative rotations over all
-pairs of placed photos beside the median true rotation, median error of the direction between camera
-centres, focal error, seconds.
+Prints one JSON line a folder: photos placed, median and worst error of the relative rotations
+over all pairs of placed photos beside the median true rotation, median error of the direction
+between camera centres, focal error, seconds.
 """
 
 import argparse

@@ -255,7 +255,8 @@ def probe(model: TwoViewModel, batches: list[Batch], dtype: torch.dtype) -> dict
 
     Returns view 2's error with the true view 1 and with another scene's (each normalised by view
     2's own mean distance), their ratio, and the median error of the relative rotation in degrees
-    beside the median rotation itself. The relative pose comes from the two orders of a pair (Procrustes).
+    beside the median rotation itself. The relative pose comes from the two orders of a pair
+    (Procrustes).
     """
     patch = model.config.patch_size
     true_errors: list[Tensor] = []

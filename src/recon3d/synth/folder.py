@@ -18,8 +18,8 @@ from recon3d.synth.textures import make_atlas
 
 CONVENTIONS = (
     "OpenCV camera axes (x right, y down, z forward); world_to_camera maps homogeneous world "
-    "points to camera; intrinsics in pixels of the stored image, integer coordinates at pixel centres "
-    "(top-left pixel centre = (0,0)); no lens distortion; depth = z-depth, 0 = unknown (sky)"
+    "points to camera; intrinsics in pixels of the stored image, integer coordinates at pixel "
+    "centres (top-left pixel centre = (0,0)); no lens distortion; depth = z-depth, 0 = unknown"
 )
 RANGES = CameraRanges(
     fov_deg=(55.0, 68.0), baseline=(0.25, 0.7), arc_deg=(14.0, 30.0), roll_deg=2.0

@@ -1,0 +1,374 @@
+"""Global alignment on exact and on spoilt pointmaps."""
+
+import dataclasses
+import logging
+import math
+
+import pytest
+import torch
+
+from exact_scene import ExactScene, errors, exact_scene
+from recon3d import align_refine
+from recon3d.align import NOT_PLACED, align, fuse_depth
+from recon3d.config import AlignConfig
+from recon3d.errors import DisconnectedError
+from recon3d.geometry import rotation_angle, similarity, so3_exp, transform_points, unproject
+from recon3d.types import PairPrediction, Scene
+
+CONFIG = AlignConfig()
+
+
+def random_pair(i: int, j: int, truth: ExactScene, confidence: float, seed: int) -> PairPrediction:
+    """Return pointmaps of nothing: noise in front of the camera."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def cloud(n: int) -> torch.Tensor:
+        size = truth.views[n].image.shape[-2:]
+        points = torch.randn(*size, 3, generator=generator)
+        return points + torch.tensor([0.0, 0.0, 3.0])
+
+    return PairPrediction(
+        i=i,
+        j=j,
+        pointmap_i_in_i=cloud(i),
+        pointmap_j_in_i=cloud(j),
+        confidence_i=torch.full(truth.views[i].image.shape[-2:], confidence),
+        confidence_j=torch.full(truth.views[j].image.shape[-2:], confidence),
+    )
+
+
+def with_focal(truth: ExactScene, focal_px: float | None) -> tuple:
+    return tuple(dataclasses.replace(view, focal_px=focal_px) for view in truth.views)
+
+
+def assert_exact(scene: Scene, truth: ExactScene) -> None:
+    found = errors(scene, truth)
+    assert found["rotation_deg"] < math.degrees(1e-4)
+    assert max(found["centre"], found["focal"], found["depth"]) < 1e-4
+
+
+@pytest.mark.parametrize("n_views", [2, 3, 5, 8])
+def test_exact_pointmaps_give_exact_cameras(n_views: int):
+    truth = exact_scene(n_views, seed=n_views)
+    scene = align(truth.predictions(), truth.views, CONFIG)
+    assert len(scene.views) == n_views
+    assert scene.left_out == ()
+    assert_exact(scene, truth)
+
+
+@pytest.mark.parametrize("config", [CONFIG, AlignConfig(samples_per_edge=100, seed=3)])
+def test_a_sparse_chain_of_pairs_is_enough(config: AlignConfig):
+    truth = exact_scene(6)
+    chain = [(n, n + 1) for n in range(5)]
+    assert_exact(align(truth.predictions(chain), truth.views, config), truth)
+
+
+def test_a_view_that_is_never_first_in_a_pair():
+    truth = exact_scene(4)
+    star = [p for p in truth.predictions() if p.i == 0]
+    scene = align(star, truth.views, CONFIG)
+    assert len(scene.views) == 4
+    found = errors(scene, truth)
+    assert found["rotation_deg"] < 0.2
+    assert max(found["centre"], found["focal"], found["depth"]) < 5e-3
+
+
+def test_the_scene_is_what_it_says():
+    truth = exact_scene(3)
+    stages = []
+    predictions = truth.predictions()
+    scene = align(iter(predictions), truth.views, CONFIG, track=lambda *step: stages.append(step))
+    assert stages == [("align", 1, 3), ("align", 2, 3), ("align", 3, 3)]
+    torch.testing.assert_close(scene.cam2world[0], torch.eye(4))
+    assert float(scene.depth[0].median()) == pytest.approx(1, abs=1e-5)
+    for n, view in enumerate(truth.views):
+        height, width = view.image.shape[-2:]
+        assert scene.depth[n].shape == scene.confidence[n].shape == (height, width)
+        assert bool((scene.confidence[n] > 1).all())
+        assert scene.intrinsics[n, :2, 2].tolist() == [width / 2, height / 2]
+    for verdict in scene.verdicts:
+        assert verdict.edges == 2
+        assert verdict.residual < 1e-5
+        assert verdict.rotation_uncertainty_deg < 1e-2
+        assert verdict.focal_source == "estimated"
+    assert all(t.dtype == torch.float32 for t in (scene.cam2world, scene.depth[1]))
+
+
+def test_unprojected_depths_of_two_views_meet():
+    truth = exact_scene(2)
+    scene = align(truth.predictions(), truth.views, CONFIG)
+    points = unproject(scene.depth[1], scene.intrinsics[1]).reshape(-1, 3)
+    in_cam_0 = transform_points(scene.cam2world[1], points)
+    cam_1_2cam_0 = torch.linalg.inv(truth.cam2world[0]) @ truth.cam2world[1]
+    expected = transform_points(cam_1_2cam_0, truth.pointmap(1).reshape(-1, 3))
+    expected = expected / truth.depth[0].median()
+    torch.testing.assert_close(in_cam_0.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("n_views", [2, 5])
+def test_noise_and_outliers_cost_less_than_a_degree(n_views: int):
+    truth = exact_scene(n_views)
+    scene = align(truth.predictions(noise=0.03, outliers=0.1), truth.views, CONFIG)
+    found = errors(scene, truth)
+    assert found["rotation_deg"] < 1
+    assert found["centre"] < 0.02
+    assert found["focal"] < 0.02
+    assert found["depth"] < 0.04
+    assert all(0.01 < verdict.residual < 0.1 for verdict in scene.verdicts)
+
+
+def test_half_precision_is_enough():
+    truth = exact_scene(3)
+    halves = [
+        dataclasses.replace(
+            p,
+            **{
+                name: getattr(p, name).half()
+                for name in ("pointmap_i_in_i", "pointmap_j_in_i", "confidence_i", "confidence_j")
+            },
+        )
+        for p in truth.predictions()
+    ]
+    found = errors(align(halves, truth.views, CONFIG), truth)
+    assert found["rotation_deg"] < 0.02
+    assert found["centre"] < 1e-3
+
+
+@pytest.mark.parametrize("confidence", [1.02, 30.0])
+def test_a_photo_from_elsewhere_is_left_out(confidence: float):
+    truth = exact_scene(4)
+    fine = [p for p in truth.predictions() if 3 not in (p.i, p.j)]
+    nonsense = [
+        random_pair(i, j, truth, confidence, seed=7 * i + j)
+        for i, j in [(3, 0), (0, 3), (3, 1), (1, 3), (3, 2), (2, 3)]
+    ]
+    scene = align(fine + nonsense, truth.views, CONFIG)
+    assert [view.name for view in scene.views] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [(left.name, left.reason) for left in scene.left_out] == [("3.jpg", NOT_PLACED)]
+    found = errors(scene, truth, placed=[0, 1, 2])
+    assert found["rotation_deg"] < 1e-2
+
+
+def test_a_pair_whose_orders_contradict_holds_no_photo():
+    """Each order by itself fits perfectly; only together they show that one is wrong."""
+    truth = exact_scene(3)
+    predictions = []
+    turn = so3_exp(torch.tensor([0.0, 1.2, 0.0]))
+    for p in truth.predictions():
+        if p.i == 2:
+            p = dataclasses.replace(p, pointmap_j_in_i=p.pointmap_j_in_i @ turn.mT)
+        predictions.append(p)
+    scene = align(predictions, truth.views, CONFIG)
+    assert [left.name for left in scene.left_out] == ["2.jpg"]
+
+
+def test_a_pair_that_contradicts_all_others_is_dropped_after_the_solve():
+    """Both orders of one pair agree on a wrong pose; the four other views outvote it."""
+    truth = exact_scene(5)
+    moved = dataclasses.replace(truth, cam2world=truth.cam2world.clone())
+    moved.cam2world[0, :3, :3] = (
+        so3_exp(torch.tensor([0.0, 1.3, 0.0]).double()) @ moved.cam2world[0, :3, :3]
+    )
+    wrong = moved.predictions([(0, 1)])
+    fine = [p for p in truth.predictions() if {p.i, p.j} != {0, 1}]
+    scene = align(fine + wrong, truth.views, CONFIG)
+    assert errors(scene, truth)["rotation_deg"] < 0.1
+    assert [verdict.edges for verdict in scene.verdicts] == [3, 3, 4, 4, 4]
+
+
+def test_of_two_groups_the_larger_is_kept():
+    truth = exact_scene(7)
+    pairs = [(1, 3), (0, 2), (2, 4), (4, 6), (0, 6)]
+    scene = align(truth.predictions(pairs), truth.views, CONFIG)
+    assert [view.name for view in scene.views] == ["0.jpg", "2.jpg", "4.jpg", "6.jpg"]
+    assert [left.name for left in scene.left_out] == ["1.jpg", "3.jpg", "5.jpg"]
+    assert errors(scene, truth, placed=[0, 2, 4, 6])["rotation_deg"] < math.degrees(1e-4)
+
+
+def test_nothing_good_is_an_error_that_names_the_best_pair():
+    truth = exact_scene(3)
+    nonsense = [
+        random_pair(i, j, truth, 3.0, 5 * i + j) for i in range(3) for j in range(3) if i != j
+    ]
+    with pytest.raises(
+        DisconnectedError, match=r"best pair, \d\.jpg and \d\.jpg, has confidence 3\.00"
+    ):
+        align(nonsense, truth.views, CONFIG)
+
+
+def test_low_confidence_alone_is_enough_to_refuse():
+    truth = exact_scene(2)
+    with pytest.raises(DisconnectedError, match="needs 100"):
+        align(truth.predictions(), truth.views, AlignConfig(min_edge_confidence=100.0))
+
+
+@pytest.mark.parametrize("predictions", [0, 1])
+def test_no_finite_pair_at_all(predictions: int, caplog: pytest.LogCaptureFixture):
+    truth = exact_scene(2)
+    dead = [
+        dataclasses.replace(p, pointmap_i_in_i=torch.full_like(p.pointmap_i_in_i, torch.nan))
+        for p in truth.predictions()[:predictions]
+    ]
+    with pytest.raises(DisconnectedError, match="finite"):
+        align(dead, truth.views, CONFIG)
+
+
+def test_pixels_and_pairs_that_are_not_finite_are_ignored(caplog: pytest.LogCaptureFixture):
+    truth = exact_scene(3)
+    predictions = truth.predictions()
+    for k, p in enumerate(predictions):
+        p.pointmap_i_in_i[k : k + 9, :, 0] = torch.nan
+        p.pointmap_j_in_i[:, k : k + 7, 2] = torch.inf
+        p.confidence_j[-4:] = torch.nan
+    dead = predictions[0]
+    dead.pointmap_j_in_i[:] = torch.nan
+    with caplog.at_level(logging.WARNING):
+        scene = align(predictions, truth.views, CONFIG)
+    assert f"pair {dead.i}.jpg, {dead.j}.jpg" in caplog.text
+    assert len(caplog.records) == 1
+    assert_exact(scene, truth)
+    assert all(bool(t.isfinite().all()) for t in (*scene.depth, *scene.confidence))
+
+
+def test_a_pixel_that_nobody_saw_stays_unknown():
+    truth = exact_scene(2)
+    predictions = truth.predictions()
+    for p in predictions:
+        (p.pointmap_i_in_i if p.i == 0 else p.pointmap_j_in_i)[5, 6] = torch.nan
+    scene = align(predictions, truth.views, CONFIG)
+    assert scene.depth[0][5, 6] == 0
+    assert scene.confidence[0][5, 6] == 0
+    assert int((scene.depth[0] == 0).sum()) == 1
+
+
+def test_the_same_input_gives_the_same_bits():
+    truth = exact_scene(4)
+    first, second = (
+        align(truth.predictions(noise=0.02, outliers=0.1), truth.views, CONFIG) for _ in range(2)
+    )
+    assert torch.equal(first.cam2world, second.cam2world)
+    assert torch.equal(first.intrinsics, second.intrinsics)
+    assert all(map(torch.equal, first.depth, second.depth))
+    assert all(map(torch.equal, first.confidence, second.confidence))
+
+
+@pytest.mark.parametrize(("noise", "tolerance"), [(0.0, 1e-6), (0.03, 1e-3)])
+def test_the_order_of_the_photos_does_not_matter(noise: float, tolerance: float):
+    truth = exact_scene(5)
+    predictions = truth.predictions(noise=noise, outliers=noise)
+    straight = align(predictions, truth.views, CONFIG)
+    order = [3, 0, 4, 1, 2]  # new index -> old
+    new = {old: k for k, old in enumerate(order)}
+    shuffled = [dataclasses.replace(p, i=new[p.i], j=new[p.j]) for p in reversed(predictions)]
+    scene = align(shuffled, tuple(truth.views[n] for n in order), CONFIG)
+    reference = ExactScene(
+        views=scene.views,
+        cam2world=straight.cam2world[order].double(),
+        focal=straight.intrinsics[order, 0, 0].double(),
+        depth=tuple(straight.depth[n].double() for n in order),
+    )
+    found = errors(scene, reference)
+    found["rotation_deg"] = math.radians(found["rotation_deg"])
+    assert max(found.values()) < tolerance
+
+
+def test_a_given_focal_wins_and_is_in_pixels_of_the_photo():
+    truth = exact_scene(3)
+    views = with_focal(truth, 120.0)
+    scene = align(truth.predictions(), views, AlignConfig(focal_px=110.0))
+    assert [verdict.focal_source for verdict in scene.verdicts] == ["given"] * 3
+    torch.testing.assert_close(scene.intrinsics[:, 0, 0], torch.full((3,), 55.0))
+    torch.testing.assert_close(scene.intrinsics[:, 1, 1], torch.full((3,), 55.0))
+
+
+@pytest.mark.parametrize(
+    ("factor", "source"), [(1.2, "exif"), (1.5, "estimated"), (0.6, "estimated")]
+)
+def test_exif_counts_unless_it_contradicts(factor: float, source: str):
+    truth = exact_scene(2)
+    exif = 2 * factor * float(truth.focal[0])
+    views = (dataclasses.replace(truth.views[0], focal_px=exif), truth.views[1])
+    scene = align(truth.predictions(), views, CONFIG)
+    assert [verdict.focal_source for verdict in scene.verdicts] == [source, "estimated"]
+    expected = truth.focal[0] * (factor if source == "exif" else 1)
+    assert float(scene.intrinsics[0, 0, 0]) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_a_shared_focal_is_one_for_all():
+    truth = exact_scene(3, shapes=((48, 64), (64, 48)))
+    scene = align(truth.predictions(), truth.views, AlignConfig(shared_focal=True))
+    focal = scene.intrinsics[:, [0, 1], [0, 1]].flatten()
+    assert float(focal.max() - focal.min()) < 1e-4
+    assert float(focal[0]) == pytest.approx(float(truth.focal.median()), rel=1e-2)
+
+
+def test_fused_depth_by_hand():
+    depth = torch.tensor([[2.0, 1.0, 0.0], [2.02, 1.0, 0.0], [9.0, 1.0, 0.0]])
+    weight = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 2.0, 0.0]])
+    confidence = torch.tensor([[4.0, 5.0, 1.0], [4.0, 5.0, 1.0], [4.0, 5.0, 1.0]])
+    fused, trust = fuse_depth(depth, weight, confidence)
+    # typical spread is 0, so the tolerance is 1e-4: only the median itself agrees in column 0
+    torch.testing.assert_close(fused, torch.tensor([2.02, 1.0, 0.0]))
+    torch.testing.assert_close(trust, torch.tensor([1 + 3 / 3, 5.0, 0.0]))
+
+
+def problem(n_views: int, seed: int) -> tuple[align_refine._Problem, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    edges = [(i, j) for i in range(n_views) for j in range(n_views) if i != j]
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    unit2world = similarity(
+        (0.2 * random(n_views)).exp(), so3_exp(0.3 * random(n_views, 3)), random(n_views, 3)
+    )
+    parts = align_refine._Problem(
+        i=torch.tensor([i for i, _ in edges]),
+        j=torch.tensor([j for _, j in edges]),
+        seen=random(len(edges), 20, 3),
+        own=random(len(edges), 20, 3),
+        weight=random(len(edges), 20).abs(),
+        noise=1 + random(len(edges), 20).abs(),
+    )
+    return parts, unit2world
+
+
+def test_normal_equations_match_automatic_differentiation():
+    parts, unit2world = problem(2, 0)
+
+    def gaps(step: torch.Tensor) -> torch.Tensor:
+        step = step.view(2, 7)
+        moved = similarity(step[:, 6].exp(), so3_exp(step[:, :3]), step[:, 3:6]) @ unit2world
+        a, b, noise = align_refine._gaps(parts, moved)
+        gap = ((a - b) / noise[..., None])[0]
+        return (gap * weight[:, None]).flatten()
+
+    with torch.no_grad():
+        a, b, noise = align_refine._gaps(parts, unit2world)
+        square = ((a - b) / noise[..., None]).square().sum(-1)[0]
+        weight = (parts.weight[0] / (1 + square / align_refine._KERNEL**2)).sqrt()
+    zero = torch.zeros(14, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(gaps, zero)
+    equations = align_refine._normal_equations(parts, unit2world)[0]
+    torch.testing.assert_close(equations[:14, :14], jacobian.mT @ jacobian)
+    torch.testing.assert_close(equations[:14, 14], jacobian.mT @ gaps(zero))
+
+
+def test_the_sparse_solver_gives_the_same_step(monkeypatch: pytest.MonkeyPatch):
+    parts, unit2world = problem(5, 1)
+    dense = align_refine.solve_similarities(parts, unit2world, 2, 3)
+    monkeypatch.setattr(align_refine, "_DENSE_VIEWS", 0)
+    sparse = align_refine.solve_similarities(parts, unit2world, 2, 3)
+    torch.testing.assert_close(sparse, dense)
+    assert float((dense - unit2world)[[0, 1, 3, 4]].abs().amin(0).max()) > 1e-3
+    assert torch.equal(dense[2], unit2world[2])
+
+
+def test_the_solver_never_makes_it_worse_and_keeps_a_loose_view():
+    parts, unit2world = problem(3, 2)
+    extended = torch.cat((unit2world, torch.eye(4, dtype=torch.float64)[None]))
+    solved = align_refine.solve_similarities(parts, extended, 0, 20)
+    assert align_refine._cost(parts, solved) < align_refine._cost(parts, extended)
+    assert torch.equal(solved[3], extended[3])
+    rotation = solved[:, :3, :3] / solved[:, :3, 0].norm(dim=-1)[:, None, None]
+    assert float(rotation_angle(rotation.mT @ rotation).max()) < 1e-9

@@ -1,0 +1,118 @@
+"""The whole program: from rendered truth without weights, from photos with the packaged ones."""
+
+import json
+from itertools import combinations, permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recon3d.align import align
+from recon3d.cli import main
+from recon3d.config import AlignConfig
+from recon3d.geometry import (
+    compose,
+    invert_rigid,
+    rotation_angle,
+    transform_points,
+    umeyama,
+    unproject,
+)
+from recon3d.synth.render import render_depth
+from recon3d.synth.scene import KINDS, sample_cameras, sample_scenes
+from recon3d.types import PairPrediction, View
+
+SAMPLES = Path(__file__).parents[1] / "sample_data"
+
+
+def rendered_truth(kind: str, n_views: int) -> tuple[list[PairPrediction], tuple[View, ...], dict]:
+    """Exact predictions of a rendered scene, each ordered pair at a scale of its own."""
+    height, width = 72, 96
+    kinds = torch.tensor([KINDS[kind]])
+    generator = torch.Generator().manual_seed(11)
+    scene = sample_scenes(kinds, 1, generator)
+    cam2world, intrinsics = sample_cameras(scene, kinds, n_views, height, width, generator)
+    depth = render_depth(scene, cam2world, intrinsics, height, width)[0]
+    cam2world, intrinsics = cam2world[0], intrinsics[0]
+    points = unproject(depth, intrinsics)
+    views = tuple(
+        View(
+            name=f"{n}.jpg",
+            sha256="",
+            image=torch.zeros(3, height, width),
+            photo2view=torch.eye(3),
+            photo_width=width,
+            photo_height=height,
+            focal_px=None,
+        )
+        for n in range(n_views)
+    )
+    predictions = []
+    for i, j in permutations(range(n_views), 2):
+        scale = float(torch.rand((), generator=generator) * 3 + 0.3)
+        cam_j2cam_i = compose(invert_rigid(cam2world[i]), cam2world[j])
+        in_i = transform_points(cam_j2cam_i, points[j].reshape(-1, 3)).view_as(points[j])
+        sky_i, sky_j = depth[i] == 0, depth[j] == 0
+        predictions.append(
+            PairPrediction(
+                i=i,
+                j=j,
+                pointmap_i_in_i=points[i].masked_fill(sky_i[..., None], torch.nan) * scale,
+                pointmap_j_in_i=in_i.masked_fill(sky_j[..., None], torch.nan) * scale,
+                confidence_i=torch.where(sky_i, 1.0, 5.0),
+                confidence_j=torch.where(sky_j, 1.0, 5.0),
+            )
+        )
+    return predictions, views, {"cam2world": cam2world.double(), "intrinsics": intrinsics}
+
+
+@pytest.mark.parametrize(("kind", "n_views"), [("room", 2), ("room", 4), ("object", 4)])
+def test_alignment_of_rendered_truth_recovers_the_cameras(kind: str, n_views: int) -> None:
+    predictions, views, truth = rendered_truth(kind, n_views)
+    scene = align(predictions, views, AlignConfig())
+    assert len(scene.views) == n_views
+    ours, true = scene.cam2world.double(), truth["cam2world"]
+    for a, b in combinations(range(n_views), 2):
+        relative = compose(invert_rigid(ours[a]), ours[b])[:3, :3]
+        expected = compose(invert_rigid(true[a]), true[b])[:3, :3]
+        assert float(rotation_angle(relative.mT @ expected)) < 1e-4
+    centres, targets = ours[:, :3, 3], true[:, :3, 3]
+    if n_views > 2:
+        scale, rotation, shift = umeyama(centres, targets, torch.ones(n_views, dtype=torch.float64))
+        error = (scale * centres @ rotation.mT + shift - targets).norm(dim=-1).max()
+        assert float(error) < 1e-4 * float((targets - targets.mean(0)).norm(dim=-1).max())
+    torch.testing.assert_close(scene.intrinsics, truth["intrinsics"], rtol=1e-4, atol=1e-3)
+
+
+def relative_rotation_errors_deg(folder: Path, cameras: Path) -> list[float]:
+    truth = {
+        Path(entry["file"]).name: np.linalg.inv(np.array(entry["world_to_camera"]))
+        for entry in json.loads((folder / "gt.json").read_text())["images"]
+    }
+    ours = {
+        Path(view["name"]).name: np.array(view["cam2world"])
+        for view in json.loads(cameras.read_text())["views"]
+    }
+    errors = []
+    for a, b in combinations(sorted(truth), 2):
+        expected = np.linalg.inv(truth[a]) @ truth[b]
+        got = np.linalg.inv(ours[a]) @ ours[b]
+        cosine = (np.trace(expected[:3, :3].T @ got[:3, :3]) - 1) / 2
+        errors.append(float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))))
+    return errors
+
+
+@pytest.mark.parametrize(("name", "n_photos"), [("room", 5), ("object", 4)])
+def test_sample_data_with_the_packaged_weights(name: str, n_photos: int, tmp_path: Path) -> None:
+    cloud, cameras = tmp_path / "scene.ply", tmp_path / "cameras.json"
+    arguments = ["run", str(SAMPLES / name / "images"), "-o", str(cloud), "-o", str(cameras), "-q"]
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 0
+    header = cloud.read_bytes()[:400].decode("ascii", errors="replace")
+    n_points = int(header.split("element vertex ")[1].split()[0])
+    assert n_points > 5_000 * n_photos
+    errors = relative_rotation_errors_deg(SAMPLES / name, cameras)
+    assert len(errors) == n_photos * (n_photos - 1) // 2
+    assert float(np.median(errors)) < 5.0
