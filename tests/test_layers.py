@@ -14,7 +14,7 @@ LAYERS = (
     "geometry cameras ply scene_file views synth.render synth.sensor",
     "photos model losses align_samples synth.scene synth.textures",
     "weights predict align_init align_refine fuse synth.folder",
-    "align synth",
+    "align synth batches",
     "export train",
     "pipeline doctor summary",
     "recon3d",

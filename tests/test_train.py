@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recon3d import config, train, weights
+from recon3d import batches, config, train, weights
 from recon3d.config import ModelConfig, TrainConfig
 from recon3d.errors import ResourceError, UsageError
 from recon3d.model import TwoViewModel, TwoViewOutput
@@ -41,8 +41,8 @@ def records(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def batch_of(height: int = 48, width: int = 64) -> train.Batch:
-    return train.Source(QUICK, torch.device("cpu"), seed=1).batch(height, width)
+def batch_of(height: int = 48, width: int = 64) -> batches.Batch:
+    return batches.Source(QUICK, torch.device("cpu"), seed=1).batch(height, width)
 
 
 def test_runs_both_stages_and_writes_loadable_weights(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_matching_stage_learns_correspondence() -> None:
 
 def test_pair_targets_agree_with_the_cameras() -> None:
     batch = batch_of()
-    target = train.pair_targets(batch, torch.tensor([0]), torch.tensor([1]))
+    target = batches.pair_targets(batch, torch.tensor([0]), torch.tensor([1]))
     points = batch.points_in_cam[0, 1, 10, 20]
     world = batch.cam2world[0, 1] @ torch.cat((points, torch.ones(1)))
     in_i = torch.linalg.inv(batch.cam2world[0, 0]) @ world
@@ -141,7 +141,7 @@ def test_pair_targets_agree_with_the_cameras() -> None:
 class Oracle(TwoViewModel):
     """Answers with the truth where it sees view 1 of the pair, with nonsense otherwise."""
 
-    def __init__(self, batch: train.Batch) -> None:
+    def __init__(self, batch: batches.Batch) -> None:
         super().__init__(TINY)
         self.batch, self.calls = batch, 0
 
@@ -149,7 +149,7 @@ class Oracle(TwoViewModel):
         n = len(self.batch.images)
         first = torch.arange(n) * self.batch.images.shape[1]
         one, two = (first, first + 1) if self.calls < 2 else (first + 1, first)
-        target = train.pair_targets(self.batch, one, two)
+        target = batches.pair_targets(self.batch, one, two)
         points_j = target.points_j if self.calls != 1 else torch.randn_like(target.points_j)
         self.calls += 1
         ones = torch.full(target.valid_i.shape, 2.0)
@@ -175,5 +175,5 @@ def test_probe_tells_an_oracle_from_a_network_that_ignores_view_1() -> None:
 def test_schedule() -> None:
     assert train._rate(QUICK, 0, 0.0) == QUICK.learning_rate
     assert train._rate(QUICK, 9, 1.0) == pytest.approx(0.01 * QUICK.learning_rate)
-    assert train.image_shape(128, 0.75, False, 16) == (96, 128)
-    assert train.image_shape(224, 2 / 3, True, 16) == (224, 144)
+    assert batches.image_shape(128, 0.75, False, 16) == (96, 128)
+    assert batches.image_shape(224, 2 / 3, True, 16) == (224, 144)

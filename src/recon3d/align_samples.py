@@ -201,15 +201,15 @@ def resect(
     each, SQPnP (Terzakis and Lourakis, ECCV 2020) is repeated on the half of the points that fitted
     best before. No random choice is made.
     """
-    usable = (weight > 0).numpy()
+    usable = start = (weight > 0).numpy()
     source, target = points.numpy(), pixel.numpy()
-    best_error, best_focal, best = np.inf, least_focal_px, source
+    best_error, best_focal, best, nearest = np.inf, least_focal_px, source, usable
     low, high = least_focal_px, most_focal_px
     for level in range(9):
         focals = np.geomspace(low, high, 21 if level == 0 else 9) if high > low else [low]
         for focal in focals:
-            inlier = usable
-            for _ in range(4):
+            inlier = start
+            for _ in range(30 if high == low else 6):
                 found, turn, shift = cv2.solvePnP(
                     source[inlier], target[inlier], np.diag([focal, focal, 1.0]), None,
                     flags=cv2.SOLVEPNP_SQPNP,
@@ -220,9 +220,10 @@ def resect(
                 projected = focal * moved[:, :2] / np.maximum(moved[:, 2:], 1e-9)
                 error = np.linalg.norm(projected - target, axis=1)
                 median = float(np.median(error[usable]))
-                if median < best_error:
-                    best_error, best_focal, best = median, float(focal), moved
                 inlier = usable & (error <= median)
+                if median < best_error:
+                    best_error, best_focal, best, nearest = median, float(focal), moved, inlier
+        start = nearest
         if high == low:
             break
         step = (high / low) ** (2 / (len(focals) - 1))  # two cells either way: halves the range

@@ -175,6 +175,6 @@ class TrainConfig:
     alpha: float = 0.2
     matching_share: float = 0.25
     attention_weight: float = 0.25
-    attention_layers: tuple[int, ...] = (0, 1, 2)
+    attention_layers: tuple[int, ...] = (1, 2, 3)
     probe_every_s: float = 180.0
     save_every_s: float = 300.0

@@ -1,0 +1,157 @@
+"""Batches of procedural views with exact targets: an endless supply for training and probing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import permutations
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from recon3d import losses
+from recon3d.config import TrainConfig
+from recon3d.geometry import compose, invert_rigid, transform_points, unproject
+from recon3d.synth.render import render
+from recon3d.synth.scene import (
+    OBJECT,
+    ROOM,
+    YARD,
+    CameraRanges,
+    sample_cameras,
+    sample_scenes,
+    to_device,
+)
+from recon3d.synth.sensor import photograph
+from recon3d.synth.textures import make_atlas
+
+ASPECTS = (3 / 4, 3 / 4, 2 / 3, 1.0, 9 / 16)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Rendered scenes: images in [-1, 1], own-frame pointmaps, and exact cameras."""
+
+    images: Float[Tensor, "scene view 3 height width"]
+    depth: Float[Tensor, "scene view height width"]
+    points_in_cam: Float[Tensor, "scene view height width 3"]
+    cam2world: Float[Tensor, "scene view 4 4"]
+    intrinsics: Float[Tensor, "scene view 3 3"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairTargets:
+    """What the network should say about ordered pairs of views, both maps in camera i."""
+
+    points_i: Float[Tensor, "pair height width 3"]
+    points_j: Float[Tensor, "pair height width 3"]
+    points_i_in_j: Float[Tensor, "pair height width 3"]
+    valid_i: Bool[Tensor, "pair height width"]
+    valid_j: Bool[Tensor, "pair height width"]
+    cam_j2cam_i: Float[Tensor, "pair 4 4"]
+
+
+class Source:
+    """An endless supply of batches; the atlas of textures is renewed now and then."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, seed: int) -> None:
+        self.config, self.device = config, device
+        self.generator = torch.Generator().manual_seed(seed)
+        self.device_generator = torch.Generator(device=device).manual_seed(seed)
+        self.folder = Path(config.textures) if config.textures else None
+        self.served = 0
+
+    def batch(self, height: int, width: int, ease: float = 1.0) -> Batch:
+        """Render one batch; `ease` < 1 narrows baselines, arcs and camera settings (easy first)."""
+        config, generator = self.config, self.generator
+        if self.served % 2000 == 0:
+            self.atlas = make_atlas(config.n_procedural_textures, generator, self.folder).to(
+                self.device
+            )
+        self.served += 1
+        draw = torch.rand(config.scenes_per_step, generator=generator)
+        kinds = torch.where(draw < 0.5, ROOM, torch.where(draw < 0.7, YARD, OBJECT))
+        scene = sample_scenes(kinds, len(self.atlas), generator)
+        full = CameraRanges()
+        ranges = replace(
+            full,
+            baseline=(full.baseline[0], full.baseline[1] * ease),
+            target_jitter=full.target_jitter * ease,
+            arc_deg=(full.arc_deg[0], full.arc_deg[1] * ease),
+        )
+        cam2world, intrinsics = sample_cameras(
+            scene, kinds, config.views_per_scene, height, width, generator, ranges
+        )
+        cam2world, intrinsics = cam2world.to(self.device), intrinsics.to(self.device)
+        with torch.no_grad():
+            seen = render(
+                to_device(scene, self.device),
+                self.atlas,
+                cam2world,
+                intrinsics,
+                height,
+                width,
+                compiled=config.compile,
+            )
+            rgb = seen.rgb.permute(0, 1, 4, 2, 3).flatten(0, 1)
+            images = photograph(rgb, self.device_generator, ease).unflatten(0, seen.rgb.shape[:2])
+        return Batch(
+            images=images * 2 - 1,
+            depth=seen.depth,
+            points_in_cam=unproject(seen.depth, intrinsics),
+            cam2world=cam2world,
+            intrinsics=intrinsics,
+        )
+
+
+def image_shape(long_edge: int, aspect: float, portrait: bool, patch: int) -> tuple[int, int]:
+    """Return (height, width), multiples of the patch size."""
+    short = max(patch, round(long_edge * aspect / patch) * patch)
+    return (long_edge, short) if portrait else (short, long_edge)
+
+
+def pair_targets(batch: Batch, i: Tensor, j: Tensor) -> PairTargets:
+    """Return the targets of pairs of flat view indices (scene * n_views + view)."""
+    cam2world = batch.cam2world.flatten(0, 1)
+    points, depth = batch.points_in_cam.flatten(0, 1), batch.depth.flatten(0, 1)
+    cam_j2cam_i = compose(invert_rigid(cam2world[i]), cam2world[j])
+    flat_shape = (len(i), -1, 3)
+    points_j = transform_points(cam_j2cam_i, points[j].reshape(flat_shape)).view_as(points[j])
+    points_i_in_j = transform_points(
+        invert_rigid(cam_j2cam_i), points[i].reshape(flat_shape)
+    ).view_as(points[i])
+    return PairTargets(
+        points_i=points[i],
+        points_j=points_j,
+        points_i_in_j=points_i_in_j,
+        valid_i=depth[i] > 0,
+        valid_j=depth[j] > 0,
+        cam_j2cam_i=cam_j2cam_i,
+    )
+
+
+def ordered_pairs(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return all ordered pairs of views of one scene, as flat view indices."""
+    n_scenes, n_views = batch.images.shape[:2]
+    device = batch.images.device
+    order = torch.tensor(list(permutations(range(n_views), 2)), device=device)
+    base = torch.arange(n_scenes, device=device)[:, None] * n_views
+    return (base + order[:, 0]).flatten(), (base + order[:, 1]).flatten()
+
+
+def matches_of(
+    batch: Batch, target: PairTargets, i: Tensor, j: Tensor, patch: int
+) -> tuple[Tensor, Tensor]:
+    """Return the true patch correspondences of pairs, from i to j and from j to i."""
+    depth, intrinsics = batch.depth.flatten(0, 1), batch.intrinsics.flatten(0, 1)
+    return (
+        losses.token_matches(target.points_i_in_j, target.valid_i, depth[j], intrinsics[j], patch),
+        losses.token_matches(target.points_j, target.valid_j, depth[i], intrinsics[i], patch),
+    )
+
+
+def random_shapes(generator: torch.Generator) -> Iterator[tuple[float, bool]]:
+    """Yield the aspect ratio and orientation of one batch after the other, without end."""
+    while True:
+        pick = int(torch.randint(0, len(ASPECTS), (), generator=generator))
+        yield ASPECTS[pick], bool(torch.rand((), generator=generator) < 0.4)
