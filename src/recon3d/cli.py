@@ -229,6 +229,12 @@ def train(
     learning_rate: Annotated[
         float, typer.Option(help="Peak of AdamW.")
     ] = TrainConfig.learning_rate,
+    alpha: Annotated[
+        float, typer.Option(min=0.001, help="Weight of log-confidence in the loss.")
+    ] = TrainConfig.alpha,
+    matching_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the budget for matching alone.")
+    ] = TrainConfig.matching_share,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the renderer.")
     ] = TrainConfig.compile,
@@ -252,6 +258,8 @@ def train(
         scenes_per_step=batch_scenes,
         views_per_scene=views,
         learning_rate=learning_rate,
+        alpha=alpha,
+        matching_share=matching_share,
     )
     with Console(quiet=quiet, verbose=verbose) as console:
         from recon3d.train import train as train_network

@@ -106,7 +106,7 @@ class AlignConfig:
     max_iterations: int = 60
     max_edge_residual: float = 0.35
     max_edge_rotation_deg: float = 40.0
-    min_edge_confidence: float = 1.1
+    min_edge_confidence: float = 1.2
     seed: int = 0
 
 
@@ -165,7 +165,7 @@ class TrainConfig:
     scenes_per_step: int = 8
     views_per_scene: int = 3
     negative_share: float = 0.08
-    stages: tuple[tuple[float, int], ...] = ((0.5, 128), (0.75, 160), (1.0, 224))
+    stages: tuple[tuple[float, int], ...] = ((0.65, 128), (0.88, 160), (1.0, 224))
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     decay_share: float = 0.5
@@ -173,8 +173,8 @@ class TrainConfig:
     gradient_clip: float = 1.0
     ema_decay: float = 0.998
     alpha: float = 0.2
-    matching_share: float = 0.25
-    attention_weight: float = 0.25
-    attention_layers: tuple[int, ...] = (1, 2, 3)
+    matching_share: float = 0.2
+    attention_weight: float = 0.4
+    attention_layers: tuple[int, ...] = (1, 2, 3, 4)
     probe_every_s: float = 180.0
     save_every_s: float = 300.0
