@@ -18,6 +18,8 @@ LAYERS = (
     "export train",
     "pipeline doctor summary",
     "recon3d",
+    "cli_options",
+    "cli_train cli_weights",
     "cli",
     "__main__",
 )
@@ -26,6 +28,9 @@ LIGHT = {
     "recon3d",
     "__main__",
     "cli",
+    "cli_options",
+    "cli_train",
+    "cli_weights",
     "config",
     "console",
     "doctor",

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 
 from recon3d import errors
 from recon3d.cli import app
@@ -37,8 +38,7 @@ def test_every_option_in_an_example_exists() -> None:
 
 
 def test_the_commands_named_exist() -> None:
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    known |= {group.name for group in app.registered_groups}
+    known = set(typer.main.get_command(app).commands)
     assert set(re.findall(r"`recon3d ([a-z]+)", README)) <= known
 
 

@@ -1,0 +1,87 @@
+"""The options that commands share, and their two ways to speak: stderr and stdout."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recon3d.config import Precision
+from recon3d.settings import default
+
+
+def _option(flag: str, help_text: str, **limits: Any) -> Any:
+    """Return an option of `run` whose default is that of the configuration."""
+    return typer.Option(flag, help=help_text, show_default=default(flag), **limits)
+
+
+PhotosArgument = Annotated[
+    list[str], typer.Argument(metavar="PHOTOS", help="Folders, files or patterns of photos.")
+]
+OutputOption = Annotated[
+    list[str],
+    typer.Option(
+        "-o", "--output", help="scene.ply, .glb, .npz, cameras.json or a folder/; may be repeated."
+    ),
+]
+WeightsOption = Annotated[str | None, _option("--weights", "embedded, or a .safetensors file.")]
+SizeOption = Annotated[
+    int | None,
+    typer.Option("--size", help="Long edge in pixels.", show_default="that of the weights"),
+]
+PairsOption = Annotated[
+    str | None,
+    _option("--pairs", "auto, complete, window:K, logwin:K, oneref:I or file:PATH."),
+]
+DeviceOption = Annotated[str | None, _option("--device", "auto, cpu, cuda, cuda:1 or mps.")]
+PrecisionOption = Annotated[Precision | None, _option("--precision", "Arithmetic of the network.")]
+FocalOption = Annotated[
+    float | None,
+    typer.Option(
+        "--focal",
+        help="Known focal length in pixels of the full photos.",
+        show_default="from EXIF, else estimated",
+    ),
+]
+SharedFocalOption = Annotated[
+    bool | None, _option("--shared-focal", "One focal length for all photos.")
+]
+MinConfidenceOption = Annotated[
+    float | None, typer.Option("--min-confidence", help="Least confidence of a point, above 1.")
+]
+PercentileOption = Annotated[
+    float | None,
+    _option("--confidence-percentile", "Drop this share (in %) of the least confident points."),
+]
+MaxPointsOption = Annotated[int | None, _option("--max-points", "Most points in the cloud.")]
+VoxelOption = Annotated[
+    float | None, _option("--voxel", "Thinning grid in scene units; 0 keeps all points.")
+]
+SeedOption = Annotated[int | None, _option("--seed", "Seed of everything random.")]
+DeterministicOption = Annotated[
+    bool | None, _option("--deterministic", "The same bytes on every run on one machine.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with settings; options win over it.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Everything.")]
+
+
+def say(text: str, quiet: bool) -> None:
+    """Write a line for people to stderr."""
+    if not quiet:
+        sys.stderr.write(text + "\n")
+
+
+def emit(text: str) -> None:
+    """Write a line to stdout; a reader that has gone away is no fault."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the interpreter flushes once more at exit: let that go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
