@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from exact_scene import ExactScene, errors, exact_scene
-from recon3d import align_refine
-from recon3d.align import NOT_PLACED, align, fuse_depth
+from recon3d.align import NOT_PLACED, align, align_groups
 from recon3d.config import AlignConfig
 from recon3d.errors import DisconnectedError
-from recon3d.geometry import rotation_angle, similarity, so3_exp, transform_points, unproject
+from recon3d.geometry import so3_exp, transform_points, unproject
 from recon3d.types import PairPrediction, Scene
 
 CONFIG = AlignConfig()
@@ -302,73 +301,70 @@ def test_a_shared_focal_is_one_for_all():
     assert float(focal[0]) == pytest.approx(float(truth.focal.median()), rel=1e-2)
 
 
-def test_fused_depth_by_hand():
-    depth = torch.tensor([[2.0, 1.0, 0.0], [2.02, 1.0, 0.0], [9.0, 1.0, 0.0]])
-    weight = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 2.0, 0.0]])
-    confidence = torch.tensor([[4.0, 5.0, 1.0], [4.0, 5.0, 1.0], [4.0, 5.0, 1.0]])
-    fused, trust = fuse_depth(depth, weight, confidence)
-    # typical spread is 0, so the tolerance is 1e-4: only the median itself agrees in column 0
-    torch.testing.assert_close(fused, torch.tensor([2.02, 1.0, 0.0]))
-    torch.testing.assert_close(trust, torch.tensor([1 + 3 / 3, 5.0, 0.0]))
+def test_every_group_can_be_reconstructed():
+    truth = exact_scene(7)
+    pairs = [(1, 3), (3, 5), (0, 2), (2, 4), (4, 6), (0, 6)]
+    scenes = align_groups(truth.predictions(pairs), truth.views, CONFIG)
+    assert [[view.name for view in scene.views] for scene in scenes] == [
+        ["0.jpg", "2.jpg", "4.jpg", "6.jpg"],
+        ["1.jpg", "3.jpg", "5.jpg"],
+    ]
+    for scene, placed in zip(scenes, ([0, 2, 4, 6], [1, 3, 5]), strict=True):
+        assert errors(scene, truth, placed=placed)["rotation_deg"] < math.degrees(1e-4)
 
 
-def problem(n_views: int, seed: int) -> tuple[align_refine._Problem, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    edges = [(i, j) for i in range(n_views) for j in range(n_views) if i != j]
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    unit2world = similarity(
-        (0.2 * random(n_views)).exp(), so3_exp(0.3 * random(n_views, 3)), random(n_views, 3)
+def test_every_pair_gets_a_verdict():
+    truth = exact_scene(4)
+    fine = [p for p in truth.predictions() if {p.i, p.j} != {0, 1} and 3 not in (p.i, p.j)]
+    dim = [random_pair(3, 0, truth, 1.05, 4)]
+    scene = align(
+        fine + truth.predictions([(0, 1)], noise=0.02) + dim,
+        truth.views,
+        AlignConfig(min_edge_confidence=1.5),
     )
-    parts = align_refine._Problem(
-        i=torch.tensor([i for i, _ in edges]),
-        j=torch.tensor([j for _, j in edges]),
-        seen=random(len(edges), 20, 3),
-        own=random(len(edges), 20, 3),
-        weight=random(len(edges), 20).abs(),
-        noise=1 + random(len(edges), 20).abs(),
+    verdicts = {(e.first, e.second): e for e in scene.edges}
+    assert len(verdicts) == 4
+    used = verdicts["0.jpg", "2.jpg"]
+    assert used.used
+    assert used.reason == ""
+    assert used.residual < 5e-3
+    assert used.inliers > 0.9
+    assert used.rotation_error_deg < 0.5
+    refused = verdicts["3.jpg", "0.jpg"]
+    assert not refused.used
+    assert refused.reason == "low confidence"
+    assert math.isnan(refused.residual)
+
+
+def test_masked_pixels_do_not_matter_and_have_no_depth():
+    truth = exact_scene(3)
+    predictions = truth.predictions()
+    masks = []
+    for view in truth.views:
+        mask = torch.ones(view.image.shape[-2:], dtype=torch.bool)
+        mask[:, : mask.shape[1] // 2] = False
+        masks.append(mask)
+    for p in predictions:  # something moved through the left halves
+        for points, n in ((p.pointmap_i_in_i, p.i), (p.pointmap_j_in_i, p.j)):
+            points[~masks[n]] *= 3
+    scene = align(predictions, truth.views, CONFIG, masks=masks)
+    assert_exact(scene, truth)
+    for depth, confidence, mask in zip(scene.depth, scene.confidence, masks, strict=True):
+        assert torch.equal(depth > 0, mask)
+        assert torch.equal(confidence > 0, mask)
+
+
+def test_a_principal_point_off_the_centre_is_found_on_request():
+    truth = exact_scene(4, shapes=((48, 64),))
+    # the same pixels, but of photos that continue to the right and below: a crop
+    views = tuple(
+        dataclasses.replace(view, photo_width=140, photo_height=104) for view in truth.views
     )
-    return parts, unit2world
-
-
-def test_normal_equations_match_automatic_differentiation():
-    parts, unit2world = problem(2, 0)
-
-    def gaps(step: torch.Tensor) -> torch.Tensor:
-        step = step.view(2, 7)
-        moved = similarity(step[:, 6].exp(), so3_exp(step[:, :3]), step[:, 3:6]) @ unit2world
-        a, b, noise = align_refine._gaps(parts, moved)
-        gap = ((a - b) / noise[..., None])[0]
-        return (gap * weight[:, None]).flatten()
-
-    with torch.no_grad():
-        a, b, noise = align_refine._gaps(parts, unit2world)
-        square = ((a - b) / noise[..., None]).square().sum(-1)[0]
-        weight = (parts.weight[0] / (1 + square / align_refine._KERNEL**2)).sqrt()
-    zero = torch.zeros(14, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(gaps, zero)
-    equations = align_refine._normal_equations(parts, unit2world)[0]
-    torch.testing.assert_close(equations[:14, :14], jacobian.mT @ jacobian)
-    torch.testing.assert_close(equations[:14, 14], jacobian.mT @ gaps(zero))
-
-
-def test_the_sparse_solver_gives_the_same_step(monkeypatch: pytest.MonkeyPatch):
-    parts, unit2world = problem(5, 1)
-    dense = align_refine.solve_similarities(parts, unit2world, 2, 3)
-    monkeypatch.setattr(align_refine, "_DENSE_VIEWS", 0)
-    sparse = align_refine.solve_similarities(parts, unit2world, 2, 3)
-    torch.testing.assert_close(sparse, dense)
-    assert float((dense - unit2world)[[0, 1, 3, 4]].abs().amin(0).max()) > 1e-3
-    assert torch.equal(dense[2], unit2world[2])
-
-
-def test_the_solver_never_makes_it_worse_and_keeps_a_loose_view():
-    parts, unit2world = problem(3, 2)
-    extended = torch.cat((unit2world, torch.eye(4, dtype=torch.float64)[None]))
-    solved = align_refine.solve_similarities(parts, extended, 0, 20)
-    assert align_refine._cost(parts, solved) < align_refine._cost(parts, extended)
-    assert torch.equal(solved[3], extended[3])
-    rotation = solved[:, :3, :3] / solved[:, :3, 0].norm(dim=-1)[:, None, None]
-    assert float(rotation_angle(rotation.mT @ rotation).max()) < 1e-9
+    config = AlignConfig(estimate_principal_point=True)
+    scene = align(truth.predictions(), views, config)
+    torch.testing.assert_close(
+        scene.intrinsics[:, :2, 2], torch.tensor([[32.0, 24.0]]).expand(4, 2), atol=0.02, rtol=0
+    )
+    assert errors(scene, truth)["focal"] < 1e-3
+    assumed = align(truth.predictions(), views, CONFIG)
+    assert assumed.intrinsics[0, :2, 2].tolist() == [35, 26]

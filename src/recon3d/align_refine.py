@@ -6,64 +6,48 @@ similarities fixed. Both weigh a map by its confidence and by how noisy it has p
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from torch import Tensor
 
-from recon3d.align_samples import (
-    EXACT,
-    TINY,
-    Canonical,
-    Samples,
-    choose_focals,
-    weighted_median,
-)
+from recon3d.align_focal import Focals, Lenses, choose_focals
+from recon3d.align_init import Canonical
+from recon3d.align_samples import EXACT, TINY, Samples, weighted_median
+from recon3d.align_solve import KERNEL, Anchors, Problem, solve_similarities
 from recon3d.config import AlignConfig
-from recon3d.geometry import compose, similarity, so3_exp, transform_points
-from recon3d.types import View
+from recon3d.geometry import compose, transform_points
 
 logger = logging.getLogger(__name__)
 
-_KERNEL = 2.0
-"""Width of the Cauchy kernel in units of a map's median error: beyond it a point counts less."""
 _NOISE_FLOOR = 0.5
 """Least noise of a map, relative to the median map: no map may win by agreeing with itself."""
 _SETTLED = 1e-6
 """Change of a similarity matrix below which the alternation stops."""
-_DENSE_VIEWS = 100
+_CHUNK_EDGES = 512
+_INLIER = 3.0
+"""Distance, in units of the median residual, up to which a pixel agrees with the scene."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Solution:
-    """All views in one world (the unit frame of the root), and how noisy each edge's two maps are.
+    """All views in one world, and how well each edge fits.
 
-    `points` are the fused sampled points in unit frames. Noise is the weighted median distance of
-    a map to the fused points, relative to the distance from its camera, with a floor;
-    `seen_residual` is that of `seen` without the floor.
+    `points` are the fused sampled points in unit frames. A residual is the weighted median distance
+    of a map to the fused points, relative to the distance from its camera;
+    `seen_residual` is that of `seen`, `inliers` the weighted share of its pixels
+    that agree with the scene. `problem` is the one that its similarities solve.
     """
 
     unit2world: Float64[Tensor, "view 4 4"]
     points: Float64[Tensor, "view sample 3"]
-    focal: Float64[Tensor, "view 2"]
-    focal_source: list[str]
-    own_noise: Float64[Tensor, " edge"]
-    seen_noise: Float64[Tensor, " edge"]
+    lens: Focals
     seen_residual: Float64[Tensor, " edge"]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Problem:
-    """What one Gauss-Newton solve minimises: seen points of each edge in unit i, own in unit j."""
-
-    i: Int64[Tensor, " edge"]
-    j: Int64[Tensor, " edge"]
-    seen: Float64[Tensor, "edge sample 3"]
-    own: Float64[Tensor, "edge sample 3"]
-    weight: Float64[Tensor, "edge sample"]
-    noise: Float64[Tensor, "edge sample"]  # in unit i
+    inliers: Float64[Tensor, " edge"]
+    problem: Problem
 
 
 def refine(
@@ -71,103 +55,141 @@ def refine(
     canonical: Canonical,
     unit2world: Float64[Tensor, "view 4 4"],
     noise: Float64[Tensor, " edge"],
-    root: int,
-    views: Sequence[View],
+    anchors: Anchors,
+    known: Lenses,
     config: AlignConfig,
 ) -> Solution:
-    """Return the similarities, points and focals that explain all edges best; `root` stays.
+    """Return the similarities, points and focals that explain all edges best.
 
     `noise` is the relative residual of each edge by itself. The cost of a sampled pixel is a
     Cauchy kernel of the distance between the point that its edge predicts and the one its own view
     says, in units of the edge's noise and measured in the unit frame of camera i, so that
     shrinking the world gains nothing.
     """
-    i, j = samples.i, samples.j
-    seen, own = samples.seen, samples.own
-    seen_weight = samples.seen_weight * (canonical.weight[j] > 0)
+    seen_weight = samples.seen_weight * (canonical.weight[samples.j] > 0)
     seen_weight = seen_weight / seen_weight.mean(-1, keepdim=True).clamp_min(TINY)
     own_weight = samples.own_weight / samples.own_weight.mean(-1, keepdim=True).clamp_min(TINY)
-    seen_distance = seen.norm(dim=-1).clamp_min(TINY)
-    own_distance = own.norm(dim=-1).clamp_min(TINY)
-    focal, source = choose_focals(canonical.points, canonical.weight, samples.pixel, views, config)
-    points = _on_rays(canonical.points[..., 2], samples.pixel, focal)
-    own_noise = seen_noise = residual = noise.clamp_min(EXACT)
+    lens = choose_focals(canonical.points, canonical.weight, samples.pixel, known, config)
+    points = _on_rays(canonical.points[..., 2], samples.pixel, lens)
+    maps = _Maps(noise.clamp_min(EXACT), noise.clamp_min(EXACT), noise)
+    distance = samples.seen.norm(dim=-1).clamp_min(TINY)
+
+    def problem_now() -> Problem:
+        return Problem(
+            i=samples.i, j=samples.j, seen=samples.seen, own=points,
+            weight=seen_weight, noise=maps.seen_noise[:, None] * distance,
+        )  # fmt: skip
+
     steps, change = 0, 1.0
     while steps < config.max_iterations and change > _SETTLED:
-        problem = _Problem(
-            i=i, j=j, seen=seen, own=points[j], weight=seen_weight,
-            noise=seen_noise[:, None] * seen_distance,
-        )  # fmt: skip
         before, limit = unit2world, 10 if steps == 0 else 2
-        unit2world = solve_similarities(problem, unit2world, root, limit)
+        unit2world = solve_similarities(problem_now(), unit2world, anchors, limit)
         steps += limit
         change = float((unit2world - before).abs().max())
-        # Points and focals: a robust mean over all maps of a view, then back onto its rays.
-        unit_i2unit_j = compose(torch.linalg.inv(unit2world[j]), unit2world[i])
-        moved = transform_points(unit_i2unit_j, seen)
-        moved_distance = seen_distance * unit_i2unit_j[:, :3, 0].norm(dim=-1)[:, None]
-        own_error = (own - points[i]).norm(dim=-1) / own_distance
-        seen_error = (moved - points[j]).norm(dim=-1) / moved_distance
-        residual = weighted_median(seen_error, seen_weight)
-        own_noise = weighted_median(own_error, own_weight)
-        floor = (_NOISE_FLOOR * torch.cat((own_noise, residual)).median()).clamp_min(EXACT)
-        own_noise, seen_noise = torch.hypot(own_noise, floor), torch.hypot(residual, floor)
-        w_own = _precision(own_weight, own_error, own_noise, own_distance)
-        w_seen = _precision(seen_weight, seen_error, seen_noise, moved_distance)
-        total = torch.zeros_like(canonical.weight).index_add_(0, i, w_own).index_add_(0, j, w_seen)
-        mean = torch.zeros_like(points)
-        mean.index_add_(0, i, w_own[..., None] * own).index_add_(0, j, w_seen[..., None] * moved)
-        mean = mean / total.clamp_min(TINY)[..., None]
+        maps = _measure(samples, own_weight, seen_weight, points, unit2world)
+        mean, total = _mean_points(samples, own_weight, seen_weight, points, unit2world, maps)
         relative = total * mean[..., 2].square()  # far points are as good in pixels as near ones
-        focal, source = choose_focals(mean, relative, samples.pixel, views, config)
-        points = _on_rays(mean[..., 2], samples.pixel, focal)
+        lens = choose_focals(mean, relative, samples.pixel, known, config)
+        points = _on_rays(mean[..., 2], samples.pixel, lens)
     logger.debug("alignment: %d steps, last change %.1e", steps, change)
+    typical = max(float(maps.residual.median()), EXACT)
+    agree = [
+        (seen_weight[part.rows] * (part.seen_error <= _INLIER * typical)).sum(-1)
+        / seen_weight[part.rows].sum(-1).clamp_min(TINY)
+        for part in _compare(samples, points, unit2world)
+    ]
     return Solution(
-        unit2world=unit2world, points=points, focal=focal, focal_source=source,
-        own_noise=own_noise, seen_noise=seen_noise, seen_residual=residual,
+        unit2world=unit2world, points=points, lens=lens, seen_residual=maps.residual,
+        inliers=torch.cat(agree), problem=problem_now(),
     )  # fmt: skip
 
 
-def solve_similarities(
-    problem: _Problem, unit2world: Float64[Tensor, "view 4 4"], root: int, limit: int
-) -> Float64[Tensor, "view 4 4"]:
-    """Return the similarities after at most `limit` Levenberg-Marquardt steps; `root` stays.
+class _Maps(NamedTuple):
+    """How noisy the two maps of each edge are: medians, and those with a floor."""
 
-    Unknowns are left perturbations exp(rotation, translation, log scale) of each view. Views
-    without an edge stay as well.
-    """
-    touched = torch.unique(torch.cat((problem.i, problem.j)))
-    free = touched[touched != root]
-    slot = torch.full((len(unit2world),), -1)
-    slot[free] = torch.arange(len(free))
-    damping = 1e-6
-    cost = _cost(problem, unit2world)
-    for _ in range(limit):
-        equations = _normal_equations(problem, unit2world)
-        for _ in range(6):
-            step = _solve(equations, slot[problem.i], slot[problem.j], len(free), damping)
-            change = similarity(step[:, 6].clamp(-1, 1).exp(), so3_exp(step[:, :3]), step[:, 3:6])
-            moved = unit2world.clone()
-            moved[free] = compose(change, unit2world[free])
-            new_cost = _cost(problem, moved)
-            if new_cost <= cost:
-                break
-            damping = max(damping, 1e-6) * 10
-        else:
-            break
-        gain, cost, unit2world, damping = cost - new_cost, new_cost, moved, max(damping / 10, 1e-9)
-        if gain <= 1e-9 * cost:
-            break
-    return unit2world
+    own_noise: Float64[Tensor, " edge"]
+    seen_noise: Float64[Tensor, " edge"]
+    residual: Float64[Tensor, " edge"]
+
+
+class _Part(NamedTuple):
+    """Some edges: their rows, the seen points in unit j, both relative errors and distances."""
+
+    rows: slice
+    moved: Float64[Tensor, "edge sample 3"]
+    own_error: Float64[Tensor, "edge sample"]
+    own_distance: Float64[Tensor, "edge sample"]
+    seen_error: Float64[Tensor, "edge sample"]
+    seen_distance: Float64[Tensor, "edge sample"]
+
+
+def _compare(
+    samples: Samples,
+    points: Float64[Tensor, "view sample 3"],
+    unit2world: Float64[Tensor, "view 4 4"],
+) -> Iterator[_Part]:
+    """Yield, for some edges at a time, how far their maps are from the points of the views."""
+    for begin in range(0, len(samples.i), _CHUNK_EDGES):
+        rows = slice(begin, begin + _CHUNK_EDGES)
+        i, j = samples.i[rows], samples.j[rows]
+        own, seen = samples.own[rows], samples.seen[rows]
+        unit_i2unit_j = compose(torch.linalg.inv(unit2world[j]), unit2world[i])
+        moved = transform_points(unit_i2unit_j, seen)
+        scale = unit_i2unit_j[:, :3, 0].norm(dim=-1)[:, None]
+        seen_distance = seen.norm(dim=-1).clamp_min(TINY) * scale
+        own_distance = own.norm(dim=-1).clamp_min(TINY)
+        yield _Part(
+            rows, moved,
+            (own - points[i]).norm(dim=-1) / own_distance, own_distance,
+            (moved - points[j]).norm(dim=-1) / seen_distance, seen_distance,
+        )  # fmt: skip
+
+
+def _measure(
+    samples: Samples,
+    own_weight: Float64[Tensor, "edge sample"],
+    seen_weight: Float64[Tensor, "edge sample"],
+    points: Float64[Tensor, "view sample 3"],
+    unit2world: Float64[Tensor, "view 4 4"],
+) -> _Maps:
+    """Return the noise of each map against the points of the views."""
+    own, seen = [], []
+    for part in _compare(samples, points, unit2world):
+        own.append(weighted_median(part.own_error, own_weight[part.rows]))
+        seen.append(weighted_median(part.seen_error, seen_weight[part.rows]))
+    own_noise, residual = torch.cat(own), torch.cat(seen)
+    floor = (_NOISE_FLOOR * torch.cat((own_noise, residual)).median()).clamp_min(EXACT)
+    return _Maps(torch.hypot(own_noise, floor), torch.hypot(residual, floor), residual)
+
+
+def _mean_points(
+    samples: Samples,
+    own_weight: Float64[Tensor, "edge sample"],
+    seen_weight: Float64[Tensor, "edge sample"],
+    points: Float64[Tensor, "view sample 3"],
+    unit2world: Float64[Tensor, "view 4 4"],
+    maps: _Maps,
+) -> tuple[Float64[Tensor, "view sample 3"], Float64[Tensor, "view sample"]]:
+    """Return the robust mean over all maps of each view in its unit frame, and its weight."""
+    mean, total = torch.zeros_like(points), torch.zeros_like(points[..., 0])
+    for part in _compare(samples, points, unit2world):
+        rows = part.rows
+        for views, weight, error, noise, distance, values in (
+            (samples.i, own_weight, part.own_error, maps.own_noise, part.own_distance, samples.own),
+            (samples.j, seen_weight, part.seen_error, maps.seen_noise, part.seen_distance, None),
+        ):
+            here = part.moved if values is None else values[rows]
+            robust = _precision(weight[rows], error, noise[rows], distance)
+            total.index_add_(0, views[rows], robust)
+            mean.index_add_(0, views[rows], robust[..., None] * here)
+    return mean / total.clamp_min(TINY)[..., None], total
 
 
 def _on_rays(
-    depth: Float64[Tensor, "view sample"],
-    pixel: Float64[Tensor, "view sample 2"],
-    focal: Float64[Tensor, "view 2"],
+    depth: Float64[Tensor, "view sample"], pixel: Float64[Tensor, "view sample 2"], lens: Focals
 ) -> Float64[Tensor, "view sample 3"]:
-    ray = torch.cat((pixel / focal[:, None], torch.ones_like(pixel[..., :1])), dim=-1)
-    return ray * depth[..., None]
+    ray = (pixel - lens.centre[:, None]) / lens.focal[:, None]
+    return torch.cat((ray, torch.ones_like(depth[..., None])), dim=-1) * depth[..., None]
 
 
 def _precision(
@@ -177,88 +199,5 @@ def _precision(
     distance: Float64[Tensor, "edge sample"],
 ) -> Float64[Tensor, "edge sample"]:
     """Weight of a point in a mean: inverse variance times the Cauchy kernel's IRLS weight."""
-    kernel = 1 + (error / (_KERNEL * noise[:, None])).square()
+    kernel = 1 + (error / (KERNEL * noise[:, None])).square()
     return weight / (noise[:, None] * distance).square() / kernel
-
-
-def _gaps(
-    problem: _Problem, unit2world: Float64[Tensor, "view 4 4"]
-) -> tuple[Float64[Tensor, "edge sample 3"], Float64[Tensor, "edge sample 3"], Tensor]:
-    """World points of both sides, and the noise of their distance in the world."""
-    a = transform_points(unit2world[problem.i], problem.seen)
-    b = transform_points(unit2world[problem.j], problem.own)
-    return a, b, unit2world[problem.i, :3, 0].norm(dim=-1)[:, None] * problem.noise
-
-
-def _cost(problem: _Problem, unit2world: Float64[Tensor, "view 4 4"]) -> float:
-    a, b, noise = _gaps(problem, unit2world)
-    square = ((a - b) / noise[..., None]).square().sum(-1)
-    return float((problem.weight * torch.log1p(square / _KERNEL**2)).sum())
-
-
-def _normal_equations(
-    problem: _Problem, unit2world: Float64[Tensor, "view 4 4"]
-) -> Float64[Tensor, "edge 15 15"]:
-    """Gauss-Newton matrix of each edge, over its views i and j; the last column is the gradient.
-
-    Residual and derivatives are linear in m = (a, b, 1), the world points of both sides, so the
-    matrix is linear in the 7x7 moments of m: no derivative is formed per point.
-    """
-    a, b, noise = _gaps(problem, unit2world)
-    square = ((a - b) / noise[..., None]).square().sum(-1)
-    weight = problem.weight / noise.square() / (1 + square / _KERNEL**2)
-    both = torch.cat((a, b, torch.ones_like(a[..., :1])), dim=-1)
-    moments = (both * weight[..., None]).mT @ both
-    return torch.einsum("ckl,elm,cnm->ekn", _LINEAR, moments, _LINEAR)
-
-
-def _linear_map() -> Float64[Tensor, "3 15 7"]:
-    """Return what m = (a, b, 1) is multiplied with to give derivatives (14) and residual (1).
-
-    Derivatives of (a - b) / scale_i by exp(rotation, translation, log scale) of i, then of j, times
-    scale_i. A larger scale of i moves a but enlarges its unit as well: together that leaves b.
-    """
-    linear = torch.zeros(3, 15, 7, dtype=torch.float64)
-    for x, y, z in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        for view, sign in ((0, 1.0), (1, -1.0)):
-            linear[z, 7 * view + x, 3 * view + y] = sign  # rotation about x moves y towards z
-            linear[y, 7 * view + x, 3 * view + z] = -sign
-            linear[x, 7 * view + 3 + x, 6] = sign
-            linear[x, 7 * view + 6, 3 + x] = sign
-            linear[x, 14, 3 * view + x] = sign
-    return linear
-
-
-_LINEAR = _linear_map()
-
-
-def _solve(
-    equations: Float64[Tensor, "edge 15 15"],
-    slot_i: Int64[Tensor, " edge"],
-    slot_j: Int64[Tensor, " edge"],
-    n_free: int,
-    damping: float,
-) -> Float64[Tensor, "free 7"]:
-    """Solve the damped system; slot -1 is a fixed view. Sparse above a hundred views."""
-    blocks, gradients = equations[:, :14, :14], equations[:, :14, 14]
-    index = torch.stack((slot_i, slot_j), dim=-1)
-    place = (7 * index[..., None] + torch.arange(7)).flatten(1)  # edge 14
-    kept = (index >= 0).repeat_interleave(7, dim=-1)
-    size = 7 * n_free
-    right = torch.zeros(size, dtype=torch.float64).index_add_(0, place[kept], gradients[kept])
-    both = kept[:, :, None] & kept[:, None, :]
-    row = place[:, :, None].expand_as(both)[both]
-    column = place[:, None, :].expand_as(both)[both]
-    diagonal = torch.zeros(size, dtype=torch.float64)
-    diagonal.index_add_(0, place[kept], blocks.diagonal(dim1=1, dim2=2)[kept])
-    ridge = damping * diagonal.clamp_min(1e-9 * float(diagonal.max()) + 1e-30)
-    if n_free <= _DENSE_VIEWS:
-        matrix = torch.diag(ridge)
-        matrix.view(-1).index_add_(0, row * size + column, blocks[both])
-        return -torch.linalg.solve(matrix, right).view(-1, 7)
-    from scipy.sparse import coo_array, diags_array
-    from scipy.sparse.linalg import spsolve
-
-    entries = (blocks[both].numpy(), (row.numpy(), column.numpy()))
-    system = coo_array(entries, shape=(size, size)).tocsc() + diags_array(ridge.numpy())
-    return -torch.from_numpy(spsolve(system.tocsc(), right.numpy())).view(-1, 7)

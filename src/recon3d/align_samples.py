@@ -1,32 +1,35 @@
-"""The pair predictions at a few hundred pixels per view, and what each view says by itself.
+"""What alignment keeps of the predictions as they stream by.
 
-Poses, scales and focals need no more than a fixed sample of pixels per view; float64 throughout. A
-canonical pointmap is a view's own-frame pointmap fused over its pairs, with median depth 1; the
-camera frame in those units is called `unit`.
+Poses, scales and focals need no more than a fixed sample of pixels per view, in float64. Depth
+needs whole maps, of which each view keeps the most confident ones.
 """
 
+import heapq
+import itertools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import cv2
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from recon3d.config import AlignConfig
 from recon3d.errors import DisconnectedError
-from recon3d.types import PairPrediction, View
+from recon3d.types import KnownCamera, PairPrediction, View
 
 logger = logging.getLogger(__name__)
 
 TINY = 1e-12
 EXACT = 1e-6
 """Relative distance below which float32 input cannot tell one point from another."""
+Cameras = Sequence[KnownCamera | None]
+"""What is known of each view's camera; empty where nothing is known of any."""
+Masks = Sequence[Bool[Tensor, "_ _"] | None]
+"""The pixels of each view that may be used; None is all; empty where no view has a mask."""
 _MIN_SAMPLES = 16
-_EXIF_RATIO = 1.35
-"""An EXIF focal length further than this from the estimate is of another lens or a crop."""
+_LEAST_MAPS = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,8 +38,8 @@ class Samples:
 
     `own` is pointmap_i_in_i at the pixels of view i, `seen` pointmap_j_in_i at those of view j,
     both over `edge_scale`, each with its weights (0 = masked). `confidence` is the geometric mean
-    over all pixels of view j. `prediction` says which prediction a row came from; `pixel` is
-    relative to the view's centre.
+    over all usable pixels of view j. `prediction` counts the predictions in the order they came;
+    `pixel` is relative to the `base_point` of the view.
     """
 
     i: Int64[Tensor, " edge"]
@@ -50,18 +53,67 @@ class Samples:
     edge_scale: Float64[Tensor, " edge"]
     pixel: Float64[Tensor, "view sample 2"]
 
-    def where(self, keep: Bool[Tensor, " edge"]) -> "Samples":
-        """Return only the edges that `keep` marks."""
+    def take(self, rows: Int64[Tensor, " row"]) -> "Samples":
+        """Return only these edges."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Samples(**{k: v if k == "pixel" else v[keep] for k, v in fields.items()})
+        return Samples(**{k: v if k == "pixel" else v[rows] for k, v in fields.items()})
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Canonical:
-    """Every view by itself at its sample pixels, median depth 1; weight 0 is unknown."""
+class Map(NamedTuple):
+    """One map of a view; the pointmap and its confidence are in the precision they came in."""
 
-    points: Float64[Tensor, "view sample 3"]
-    weight: Float64[Tensor, "view sample"]
+    score: float  # mean log-confidence
+    prediction: int
+    is_own: bool
+    points: Tensor
+    confidence: Tensor
+
+
+class KeptMaps:
+    """The most confident maps of each view, at most `limit_bytes` of them in all."""
+
+    def __init__(self, n_views: int, limit_bytes: int) -> None:
+        """Start without maps."""
+        self._of_view: list[list[Map]] = [[] for _ in range(n_views)]
+        self._limit_bytes = limit_bytes
+
+    def add(self, number: int, prediction: PairPrediction) -> None:
+        """Take both maps of prediction `number`, or let go of less confident ones."""
+        p = prediction
+        for view, is_own, points, confidence in (
+            (p.i, True, p.pointmap_i_in_i, p.confidence_i),
+            (p.j, False, p.pointmap_j_in_i, p.confidence_j),
+        ):
+            kept = self._of_view[view]
+            n_bytes = points.numel() * points.element_size() * 4 // 3
+            share = self._limit_bytes // (n_bytes * len(self._of_view))
+            score = mean_log_confidence(confidence)
+            if len(kept) < max(share, _LEAST_MAPS):
+                heapq.heappush(kept, Map(score, number, is_own, alone(points), alone(confidence)))
+            elif score > kept[0].score:
+                heapq.heapreplace(
+                    kept, Map(score, number, is_own, alone(points), alone(confidence))
+                )
+
+    def of(self, view: int) -> list[Map]:
+        """Return the maps of a view in the order of their predictions."""
+        return sorted(self._of_view[view], key=lambda entry: (entry.prediction, not entry.is_own))
+
+
+def alone(values: Tensor) -> Tensor:
+    """Return values that do not keep the rest of a batch in memory."""
+    whole = values.untyped_storage().nbytes() > 2 * values.numel() * values.element_size()
+    return values.clone() if whole else values
+
+
+def mean_log_confidence(
+    confidence: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"] | None = None
+) -> float:
+    """Return the mean log-confidence of a map; values that are not finite count as none."""
+    logs = confidence.float().clamp_min(1).log().nan_to_num(0, 0, 0)
+    if mask is None:
+        return float(logs.mean())
+    return float((logs * mask).sum() / mask.sum().clamp_min(1))
 
 
 def weighted_median(
@@ -97,9 +149,16 @@ def sample_pixels(height: int, width: int, count: int, seed: int) -> Int64[Tenso
 
 
 def take_samples(
-    predictions: Sequence[PairPrediction], views: Sequence[View], config: AlignConfig
-) -> Samples:
-    """Return the predictions at the sample pixels; one without enough finite points is dropped.
+    predictions: Iterable[PairPrediction],
+    views: Sequence[View],
+    config: AlignConfig,
+    *,
+    cameras: Cameras = (),
+    masks: Masks = (),
+) -> tuple[Samples, KeptMaps]:
+    """Return the predictions at the sample pixels, and the maps to fuse depth from.
+
+    A prediction without enough finite points is dropped.
 
     Raises:
         DisconnectedError: when nothing is left.
@@ -108,187 +167,61 @@ def take_samples(
     index = {
         (h, w): sample_pixels(h, w, config.samples_per_edge, config.seed) for h, w in set(sizes)
     }
+    mask_of = masks if masks else [None] * len(views)
+    maps = KeptMaps(len(views), config.max_map_bytes)
     rows: dict[str, list[Tensor]] = {}
-    for row, p in enumerate(predictions):
-        index_i, index_j = index[sizes[p.i]], index[sizes[p.j]]
-        own = p.pointmap_i_in_i.reshape(-1, 3)[index_i].double()
-        seen = p.pointmap_j_in_i.reshape(-1, 3)[index_j].double()
-        own_weight = pixel_weight(own, p.confidence_i.reshape(-1)[index_i].double())
+    for number, p in enumerate(predictions):
+        device = p.confidence_i.device
+        sides = []
+        for n, points, confidence in (
+            (p.i, p.pointmap_i_in_i, p.confidence_i),
+            (p.j, p.pointmap_j_in_i, p.confidence_j),
+        ):
+            place, mask = index[sizes[n]].to(device), mask_of[n]
+            sample = points.reshape(-1, 3)[place].double()
+            weight = pixel_weight(sample, confidence.reshape(-1)[place].double())
+            if mask is not None:
+                weight = weight * mask.to(device).reshape(-1)[place]
+            sides.append((sample, weight))
+        (own, own_weight), (seen, seen_weight) = sides
         own_weight = torch.where(own[:, 2] > 0, own_weight, 0.0)
-        seen_weight = pixel_weight(seen, p.confidence_j.reshape(-1)[index_j].double())
         if min(int((w > 0).sum()) for w in (own_weight, seen_weight)) < _MIN_SAMPLES:
             logger.warning(
                 "pair %s, %s: too few finite points, dropped", views[p.i].name, views[p.j].name
             )
             continue
-        logs = p.confidence_j.float().clamp_min(1).log().nan_to_num(0, 0, 0)
+        maps.add(number, p)
         values = {
-            "i": torch.tensor(p.i), "j": torch.tensor(p.j), "prediction": torch.tensor(row),
+            "i": torch.tensor(p.i), "j": torch.tensor(p.j), "prediction": torch.tensor(number),
             "own": torch.where(own_weight[:, None] > 0, own, 0.0), "own_weight": own_weight,
             "seen": torch.where(seen_weight[:, None] > 0, seen, 0.0), "seen_weight": seen_weight,
-            "confidence": logs.mean().exp().double(), "edge_scale": torch.ones(()).double(),
+            "confidence": torch.tensor(mean_log_confidence(p.confidence_j, mask_of[p.j])).double(),
+            "edge_scale": torch.ones(()).double(),
         }  # fmt: skip
         for name, value in values.items():
-            rows.setdefault(name, []).append(value)
+            rows.setdefault(name, []).append(value.to(device))
     if not rows:
         raise DisconnectedError(
             f"no pair of the {len(views)} photos has a finite pointmap."
             " Try other photos or other weights."
         )
+    rows["confidence"] = [value.exp() for value in rows["confidence"]]
+    offsets = [
+        base_point(view, camera)
+        for view, camera in itertools.zip_longest(views, cameras or [None] * len(views))
+    ]
     pixels = {
-        (h, w): torch.stack((k % w + 0.5 - w / 2, k // w + 0.5 - h / 2), dim=-1).double()
+        (h, w): torch.stack((k % w + 0.5, k // w + 0.5), dim=-1).double()
         for (h, w), k in index.items()
     }
-    return Samples(
-        pixel=torch.stack([pixels[size] for size in sizes]),
-        **{name: torch.stack(values) for name, values in rows.items()},
-    )
+    pixel = torch.stack([pixels[size] - c for size, c in zip(sizes, offsets, strict=True)])
+    stacked = {name: torch.stack(values) for name, values in rows.items()}
+    return Samples(pixel=pixel.to(stacked["own"].device), **stacked), maps
 
 
-def canonical_views(
-    samples: Samples, views: Sequence[View], config: AlignConfig
-) -> tuple[Canonical, Samples]:
-    """Return every view's own-frame pointmap fused over its pairs, and the samples in its units.
-
-    Alternates a robust mean over the pairs of a view with a closed-form scale per pair. A view that
-    is never first in a pair has no own-frame map: its camera is resected from what one pair sees.
-    """
-    n_views, n_samples = samples.pixel.shape[:2]
-    i, weight = samples.i, samples.own_weight
-    scale = weighted_median(samples.own[..., 2], weight)
-    robust, points = weight, samples.own.new_zeros(n_views, n_samples, 3)
-    for _ in range(6):
-        own = samples.own / scale[:, None, None]
-        total = weight.new_zeros(n_views, n_samples).index_add_(0, i, robust)
-        points = torch.zeros_like(points).index_add_(0, i, robust[..., None] * own)
-        points = points / total.clamp_min(TINY)[..., None]
-        depth = points[i, :, 2]
-        gap = (own - points[i]).norm(dim=-1)
-        noise = weighted_median(gap, weight)
-        noise = torch.hypot(noise, 0.5 * noise.median() + EXACT)[:, None]
-        robust = weight / noise.square() / (1 + (gap / (2 * noise)).square())
-        ratio = samples.own[..., 2] / depth.clamp_min(TINY)
-        scale = weighted_median(ratio, robust * (depth > 0))
-    counts = torch.bincount(i, minlength=n_views).clamp_min(1)
-    known = torch.zeros_like(points[..., 2]).index_add_(0, i, weight) / counts[:, None]
-    for n in sorted(set(samples.j.tolist()) - set(i.tolist())):
-        pick = (samples.j == n).nonzero().flatten()
-        best = int(pick[samples.confidence[pick].argmax()])
-        seen, seen_weight = samples.seen[best], samples.seen_weight[best]
-        points[n] = resect(seen, samples.pixel[n], seen_weight, *_focal_range(views[n], config))
-        known[n] = torch.where(points[n, :, 2] > 0, seen_weight, 0.0)
-    median = weighted_median(points[..., 2], known).clamp_min(TINY)
-    scale = scale * median[i]
-    in_units = replace(
-        samples,
-        own=samples.own / scale[:, None, None],
-        seen=samples.seen / scale[:, None, None],
-        edge_scale=samples.edge_scale * scale,
-    )
-    return Canonical(points=points / median[:, None, None], weight=known), in_units
-
-
-def resect(
-    points: Float64[Tensor, "sample 3"],
-    pixel: Float64[Tensor, "sample 2"],
-    weight: Float64[Tensor, " sample"],
-    least_focal_px: float,
-    most_focal_px: float,
-) -> Float64[Tensor, "sample 3"]:
-    """Return the points in the frame of the camera that sees them at `pixel`.
-
-    The focal length with the least median reprojection error is searched on ever finer grids; for
-    each, SQPnP (Terzakis and Lourakis, ECCV 2020) is repeated on the half of the points that fitted
-    best before. No random choice is made.
-    """
-    usable = start = (weight > 0).numpy()
-    source, target = points.numpy(), pixel.numpy()
-    best_error, best_focal, best, nearest = np.inf, least_focal_px, source, usable
-    low, high = least_focal_px, most_focal_px
-    for level in range(9):
-        focals = np.geomspace(low, high, 21 if level == 0 else 9) if high > low else [low]
-        for focal in focals:
-            inlier = start
-            for _ in range(30 if high == low else 6):
-                found, turn, shift = cv2.solvePnP(
-                    source[inlier], target[inlier], np.diag([focal, focal, 1.0]), None,
-                    flags=cv2.SOLVEPNP_SQPNP,
-                )  # fmt: skip
-                if not found:
-                    break
-                moved = source @ cv2.Rodrigues(turn)[0].T + shift[:, 0]
-                projected = focal * moved[:, :2] / np.maximum(moved[:, 2:], 1e-9)
-                error = np.linalg.norm(projected - target, axis=1)
-                median = float(np.median(error[usable]))
-                inlier = usable & (error <= median)
-                if median < best_error:
-                    best_error, best_focal, best, nearest = median, float(focal), moved, inlier
-        start = nearest
-        if high == low:
-            break
-        step = (high / low) ** (2 / (len(focals) - 1))  # two cells either way: halves the range
-        low, high = best_focal / step, best_focal * step
-    return torch.from_numpy(best)
-
-
-def _focal_range(view: View, config: AlignConfig) -> tuple[float, float]:
-    known = config.focal_px if config.focal_px is not None else view.focal_px
-    if known is not None:
-        focal = known * float(view.photo2view[0, 0])
-        return focal, focal
-    long_edge = float(max(view.image.shape[-2:]))
-    return 0.5 * long_edge, 3.0 * long_edge
-
-
-def weiszfeld_focal(
-    points: Float64[Tensor, "view sample 3"],
-    pixel: Float64[Tensor, "view sample 2"],
-    weight: Float64[Tensor, "view sample"],
-    long_edge: Float64[Tensor, " view"],
-) -> Float64[Tensor, " view"]:
-    """Return the focal length in pixels that best projects each view's points onto their pixels.
-
-    Minimises the unsquared reprojection distance (Wang et al., DUSt3R, CVPR 2024, section 3.3),
-    principal point at the centre; kept within 0.35 to 4 times the long edge.
-    """
-    z = points[..., 2:]
-    usable = (weight > 0) & (z[..., 0] > 1e-6)
-    ray = torch.where(usable[..., None], points[..., :2] / z.clamp_min(1e-6), 0.0)
-    robust = weight * usable
-    focal = long_edge
-    for _ in range(15):
-        numerator = (robust * (ray * pixel).sum(-1)).sum(-1)
-        focal = numerator / (robust * ray.square().sum(-1)).sum(-1).clamp_min(TINY)
-        distance = (pixel - focal[:, None, None] * ray).norm(dim=-1)
-        robust = weight * usable / (distance + 1e-3)
-    return focal.clamp(0.35 * long_edge, 4.0 * long_edge)
-
-
-def choose_focals(
-    points: Float64[Tensor, "view sample 3"],
-    weight: Float64[Tensor, "view sample"],
-    pixel: Float64[Tensor, "view sample 2"],
-    views: Sequence[View],
-    config: AlignConfig,
-) -> tuple[Float64[Tensor, "view 2"], list[str]]:
-    """Return (fx, fy) in pixels of each view, and where each comes from.
-
-    A given focal length wins; then EXIF, unless it contradicts the estimate by a factor of more
-    than 1.35; then the estimate. `shared_focal` takes the weighted median of all estimates
-    relative to the long edges of the photos, so that photos of several sizes may share a lens.
-    """
-    photo_edge = torch.tensor([max(v.photo_width, v.photo_height) for v in views]).double()
-    view_edge = torch.tensor([max(v.image.shape[-2:]) for v in views]).double()
-    to_view = torch.stack([view.photo2view.double()[[0, 1], [0, 1]] for view in views])
-    estimate = weiszfeld_focal(points, pixel, weight, view_edge) / to_view.mean(-1)
-    if config.shared_focal:
-        estimate = weighted_median(estimate / photo_edge, weight.sum(-1)) * photo_edge
-    focal, sources = estimate.clone(), ["estimated"] * len(views)
-    for n, view in enumerate(views):
-        if config.focal_px is not None:
-            focal[n], sources[n] = config.focal_px, "given"
-        elif view.focal_px is not None:
-            ratio = view.focal_px / float(estimate[n])
-            if 1 / _EXIF_RATIO < ratio < _EXIF_RATIO:
-                focal[n], sources[n] = view.focal_px, "exif"
-    return focal[:, None] * to_view, sources
+def base_point(view: View, camera: KnownCamera | None) -> Float64[Tensor, "2"]:
+    """Return the principal point in pixels of the view: as given, else the photo's centre."""
+    if camera is not None and camera.intrinsics is not None:
+        return camera.intrinsics[:2, 2].double().cpu()
+    centre = torch.tensor([view.photo_width / 2, view.photo_height / 2, 1]).double()
+    return (view.photo2view.double().cpu() @ centre)[:2]

@@ -14,10 +14,14 @@ class Precision(StrEnum):
 
 
 class HeadType(StrEnum):
-    """How tokens become pixels: one linear layer a patch, or the DPT convolutional decoder."""
+    """How tokens become pixels: one linear layer a patch, or the DPT convolutional decoder.
+
+    `catmlp+dpt` is DPT with an MLP beside it that gives descriptors for matching.
+    """
 
     LINEAR = "linear"
     DPT = "dpt"
+    CATMLP_DPT = "catmlp+dpt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,8 @@ class ModelConfig:
     """Sizes of the two-view network; the state-dict layout is the same for every size.
 
     `image_size` is the long edge in pixels the weights were trained at and the default of
-    `--size`. The `dpt_*` fields matter only for the DPT head.
+    `--size`. The `dpt_*` fields matter only for the heads with DPT, `descriptor_dim` only for the one
+    with descriptors.
     """
 
     name: str = "custom"
@@ -43,6 +48,12 @@ class ModelConfig:
     dpt_layer_dims: tuple[int, int, int, int] = (96, 192, 384, 768)
     dpt_feature_dim: int = 256
     dpt_last_dim: int = 128
+    descriptor_dim: int = 24
+
+    @property
+    def has_descriptors(self) -> bool:
+        """Whether the network gives descriptors."""
+        return self.head is HeadType.CATMLP_DPT
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -97,11 +108,15 @@ class AlignConfig:
     `focal_px` is a known focal length in pixels of the full photograph, for all photos.
     `max_edge_residual` is the relative residual (median distance over median depth) above which
     a pair does not hold a photo; `max_edge_rotation_deg` the largest disagreement between the
-    two orders of a pair.
+    two orders of a pair. Given cameras are exact if `cameras_fixed`, else a prior.
+    `max_map_bytes` bounds the pointmaps that are kept to fuse depth from.
     """
 
     focal_px: float | None = None
     shared_focal: bool = False
+    estimate_principal_point: bool = False
+    cameras_fixed: bool = True
+    max_map_bytes: int = 1_500_000_000
     samples_per_edge: int = 512
     max_iterations: int = 60
     max_edge_residual: float = 0.35
@@ -124,6 +139,48 @@ class FuseConfig:
     depth_edge: float = 0.06
     max_points: int = 3_000_000
     voxel: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchConfig:
+    """Reciprocal matches between the two views of a pair.
+
+    The search starts from every `stride`-th pixel of the first view, both ways; a pixel takes part
+    if its confidence (1 + e^c) is at least `min_confidence`. Without descriptors, two matched points lie at most
+    `max_distance` apart, relative to their distance from the camera. `max_bytes` bounds the
+    working memory of a descriptor search.
+    """
+
+    stride: int = 4
+    min_confidence: float = 1.2
+    max_distance: float = 0.05
+    max_matches: int = 4000
+    max_bytes: int = 64_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """Bundle adjustment after the alignment.
+
+    Image features are searched at most `feature_size` pixels along the long edge of the photo, up
+    to `max_features` each; the partner of one lies within `search_radius` (relative to the long
+    edge) of where the matches predict it, and is nearer than `max_ratio` times the second best in
+    descriptor space. `max_error` is the largest plausible distance of an observation from its
+    point, relative to the long edge. `held_out` is the share of the tracks kept for the check
+    that the cameras became better.
+    """
+
+    feature_size: int = 1600
+    max_features: int = 4000
+    search_radius: float = 0.06
+    max_ratio: float = 0.85
+    max_error: float = 0.02
+    held_out: float = 0.2
+    min_tracks: int = 40
+    max_iterations: int = 50
+    shared_focal: bool = False
+    refine_focal: bool = True
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

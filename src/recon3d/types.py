@@ -4,6 +4,7 @@ Frames: every camera is OpenCV (+x right, +y down, +z forward); `a2b` maps coord
 coordinates in b; the centre of the top-left pixel is (0.5, 0.5). Depth is z, not ray length.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +48,23 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class KnownCamera:
+    """What is known of a view's camera; None is unknown.
+
+    `intrinsics` are in pixels of `View.image`; `cam2world` is OpenCV, in the units and the world of
+    whoever gave it.
+    """
+
+    intrinsics: Float[Tensor, "3 3"] | None
+    cam2world: Float[Tensor, "4 4"] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PairPrediction:
     """What the network says about the ordered pair (i, j). Both pointmaps are in camera i.
 
     Units are arbitrary, one scale per pair. Confidence is 1 + e^c > 1. Tensors may be fp16.
+    Descriptors have length 1, the confidence of one is e^c > 0; None from networks without them.
     """
 
     i: int
@@ -59,6 +73,10 @@ class PairPrediction:
     pointmap_j_in_i: Float[Tensor, "height_j width_j 3"]
     confidence_i: Float[Tensor, "height_i width_i"]
     confidence_j: Float[Tensor, "height_j width_j"]
+    descriptors_i: Float[Tensor, "height_i width_i channel"] | None = None
+    descriptors_j: Float[Tensor, "height_j width_j channel"] | None = None
+    descriptor_confidence_i: Float[Tensor, "height_i width_i"] | None = None
+    descriptor_confidence_j: Float[Tensor, "height_j width_j"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,22 +92,46 @@ class Verdict:
     """How far to trust one placed view.
 
     `residual` is the median distance between its pointmaps and the scene over its depth (relative,
-    0 is perfect); `edges` counts the good pairs that hold it; `rotation_uncertainty_deg` is the
-    spread of the rotations those pairs vote for.
+    0 is perfect); `edges` counts the good pairs that hold it and `inliers` is the share of their
+    pixels that agree with the scene. The uncertainties are standard deviations of the camera's
+    rotation and centre (in scene units) relative to all others; nan where they were not computed.
     """
 
     residual: float
     edges: int
     rotation_uncertainty_deg: float
     focal_source: str  # "estimated", "exif" or "given"
+    inliers: float = math.nan
+    position_uncertainty: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EdgeVerdict:
+    """What became of one pair of photographs, and why.
+
+    `reason` is empty where the pair was used. `rotation_error_deg` is the angle between its own
+    relative rotation and that of the scene; with `residual` (relative distance) and `inliers` it
+    is nan for pairs outside the scene.
+    """
+
+    first: str
+    second: str
+    used: bool
+    reason: str
+    confidence: float
+    residual: float = math.nan
+    rotation_error_deg: float = math.nan
+    inliers: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scene:
-    """The fused reconstruction of all placed views, world = camera of `views[0]`.
+    """The fused reconstruction of all placed views.
 
-    `intrinsics` are in pixels of `View.image`; depth and confidence are at the same resolution.
-    Depth 0 means unknown. Confidence is > 1 where known. `metric` says whether units are metres.
+    World is the camera of `views[0]`, or the world of the given poses. `intrinsics` are in pixels
+    of `View.image`; depth and confidence are at the same resolution. Depth 0 means unknown.
+    Confidence is > 1 where known. `edges` holds every pair that was predicted between placed views
+    or from one to a view left out. `metric` says whether units are metres.
     """
 
     views: tuple[View, ...]
@@ -99,6 +141,7 @@ class Scene:
     confidence: tuple[Float[Tensor, "_ _"], ...]
     verdicts: tuple[Verdict, ...]
     left_out: tuple[LeftOut, ...] = ()
+    edges: tuple[EdgeVerdict, ...] = ()
     metric: bool = False
 
     def __post_init__(self) -> None:
