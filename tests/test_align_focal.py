@@ -13,7 +13,7 @@ from recon3d.align_focal import (
     resect,
     weiszfeld_focal,
 )
-from recon3d.config import AlignConfig
+from recon3d.config import AlignConfig, CamerasAre
 from recon3d.geometry import pixel_grid, similarity, so3_exp, transform_points
 from recon3d.types import KnownCamera
 
@@ -105,18 +105,18 @@ def known(focal: float) -> KnownCamera:
 
 
 @pytest.mark.parametrize(
-    ("fixed", "given", "expected", "source"),
+    ("are", "given", "expected", "source"),
     [
-        (True, 90.0, 90.0, "given"),
-        (False, 62.0, 62.0, "given"),
-        (False, 90.0, 57.0, "estimated"),
+        (CamerasAre.FIXED, 90.0, 90.0, "given"),
+        (CamerasAre.PRIOR, 62.0, 62.0, "given"),
+        (CamerasAre.PRIOR, 90.0, 57.0, "estimated"),
     ],
 )
 def test_given_intrinsics_are_fixed_or_a_prior(
-    fixed: bool, given: float, expected: float, source: str
+    are: CamerasAre, given: float, expected: float, source: str
 ):
     points, pixel = rays(57.0)
-    config = AlignConfig(cameras_fixed=fixed, estimate_principal_point=True)
+    config = AlignConfig(cameras_are=are, estimate_principal_point=True)
     found = choose_focals(
         points[None],
         torch.ones(1, len(pixel)).double(),

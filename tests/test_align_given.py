@@ -5,11 +5,11 @@ import torch
 
 from exact_scene import ExactScene, exact_scene
 from recon3d.align import align
-from recon3d.config import AlignConfig
+from recon3d.config import AlignConfig, CamerasAre
 from recon3d.geometry import compose, rotation_angle, similarity, so3_exp
 from recon3d.types import KnownCamera, Scene
 
-FIXED, PRIOR = AlignConfig(), AlignConfig(cameras_fixed=False)
+FIXED, PRIOR = AlignConfig(), AlignConfig(cameras_are=CamerasAre.PRIOR)
 FAR = similarity(
     torch.tensor(25.0), so3_exp(torch.tensor([0.4, 2.0, -0.7])), torch.tensor([5e5, 4e6, 300.0])
 ).double()

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import math
@@ -7,7 +8,7 @@ import torch
 
 from recon3d.cameras import cameras_document, photo_intrinsics, write_cameras
 from recon3d.geometry import project
-from recon3d.types import LeftOut, Scene, Verdict, View
+from recon3d.types import EdgeVerdict, LeftOut, Scene, Verdict, View
 
 
 def scene_of_one(
@@ -37,7 +38,11 @@ def scene_of_one(
         verdicts=(
             verdict
             or Verdict(
-                residual=0.02, edges=3, rotation_uncertainty_deg=0.5, focal_source="estimated"
+                residual=0.02,
+                edges=3,
+                rotation_uncertainty_deg=0.5,
+                focal_source="estimated",
+                inliers=0.75,
             ),
         ),
         left_out=left_out,
@@ -68,6 +73,7 @@ def test_a_hand_computed_camera():
     assert (entry["placed"], entry["reason"]) == (True, None)
     assert (entry["focal_source"], entry["residual"]) == ("estimated", 0.02)
     assert entry["rotation_uncertainty_deg"] == 0.5
+    assert (entry["inliers"], entry["pairs"], entry["position_uncertainty"]) == (0.75, 3, None)
     assert entry["confidence"]["mean"] == pytest.approx(2)
     assert entry["confidence"]["quantiles"] == pytest.approx([1.2, 2, 2.8])
 
@@ -91,6 +97,23 @@ def test_a_left_out_photo_keeps_every_field_and_its_reason():
     assert set(left_out) == set(placed)
     given = {name: value for name, value in left_out.items() if value is not None}
     assert given == {"name": "b.jpg", "placed": False, "reason": reason}
+
+
+def test_every_pair_is_listed_with_its_verdict():
+    pair = EdgeVerdict(first="a.jpg", second="b.jpg", used=False, reason="low", confidence=1.25)
+    scene = dataclasses.replace(scene_of_one(), edges=(pair,))
+    assert cameras_document(scene)["pairs"] == [
+        {
+            "first": "a.jpg",
+            "second": "b.jpg",
+            "used": False,
+            "reason": "low",
+            "confidence": 1.25,
+            "residual": None,
+            "rotation_error_deg": None,
+            "inliers": None,
+        }
+    ]
 
 
 def test_what_is_not_finite_becomes_null_and_the_file_stays_plain_json():

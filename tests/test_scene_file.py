@@ -11,7 +11,7 @@ import torch
 
 from recon3d.errors import InputError
 from recon3d.scene_file import load_scene, save_scene, write_scene
-from recon3d.types import LeftOut, Scene, Verdict, View
+from recon3d.types import EdgeVerdict, LeftOut, Scene, Verdict, View
 
 
 def random_scene() -> Scene:
@@ -41,8 +41,30 @@ def random_scene() -> Scene:
         depth=tuple(rand(*size) for size in sizes),
         confidence=tuple(rand(*size, dtype=torch.float16) for size in sizes),
         verdicts=(
-            Verdict(residual=0.1, edges=1, rotation_uncertainty_deg=math.inf, focal_source="exif"),
+            Verdict(
+                residual=0.1,
+                edges=1,
+                rotation_uncertainty_deg=math.inf,
+                focal_source="exif",
+                inliers=0.75,
+                position_uncertainty=1e-3,
+            ),
             Verdict(residual=1 / 3, edges=2, rotation_uncertainty_deg=0.0, focal_source="given"),
+        ),
+        edges=(
+            EdgeVerdict(
+                first="a/ä b.jpg",
+                second="bad\udce4.jpg",
+                used=True,
+                reason="",
+                confidence=3.5,
+                residual=0.04,
+                rotation_error_deg=1.5,
+                inliers=0.9,
+            ),
+            EdgeVerdict(
+                first="a/ä b.jpg", second="c.jpg", used=False, reason="low", confidence=1.1
+            ),
         ),
         left_out=(LeftOut(name="c.jpg", reason="unreadable"),),
         metric=True,
@@ -58,7 +80,8 @@ def same(first: object, second: object) -> bool:
     if dataclasses.is_dataclass(first) and type(first) is type(second):
         names = [field.name for field in dataclasses.fields(first)]
         return all(same(getattr(first, name), getattr(second, name)) for name in names)
-    return type(first) is type(second) and first == second
+    both_nan = first != first and second != second
+    return type(first) is type(second) and (first == second or both_nan)
 
 
 def test_round_trip_is_exact(tmp_path: Path):

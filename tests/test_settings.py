@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from recon3d.config import Precision, RunConfig
+from recon3d.config import CamerasAre, Precision, RunConfig
 from recon3d.errors import UsageError
 from recon3d.settings import LIMITS, OPTIONS, default, run_config
 
@@ -52,6 +52,7 @@ def test_every_option_reaches_its_field():
         "--precision": Precision.FP32,
         "--focal": 500.0,
         "--shared-focal": True,
+        "--cameras-are": CamerasAre.PRIOR,
         "--seed": 7,
         "--min-confidence": 1.5,
         "--confidence-percentile": 10.0,

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from recon3d.align_samples import TINY, Cameras, weighted_median
-from recon3d.config import AlignConfig
+from recon3d.config import AlignConfig, CamerasAre
 from recon3d.types import View
 
 _PRIOR_RATIO = 1.35
@@ -57,7 +57,7 @@ def lenses(views: Sequence[View], config: AlignConfig, cameras: Cameras = ()) ->
         is_given, from_exif = unknown, unknown
         if config.focal_px is not None:
             is_given = config.focal_px * to_view[n]
-        elif known is not None and config.cameras_fixed:
+        elif known is not None and config.cameras_are is CamerasAre.FIXED:
             is_given = known[[0, 1], [0, 1]]
         if known is not None:
             from_exif = known[[0, 1], [0, 1]]

@@ -11,7 +11,7 @@ from torch import Tensor
 from recon3d.align_init import rotation_of, similarity_scale
 from recon3d.align_samples import TINY, Cameras
 from recon3d.align_solve import Anchors
-from recon3d.config import AlignConfig
+from recon3d.config import AlignConfig, CamerasAre
 from recon3d.geometry import compose, similarity, umeyama
 
 _PRIOR_ROTATION_RAD = math.radians(1.0)
@@ -73,14 +73,15 @@ def start(
     else:
         locked[known[0]] = True
         held[known[1:]] = True
-    exact = known if config.cameras_fixed else known[:1] if not sized else []
+    is_exact = config.cameras_are is CamerasAre.FIXED
+    exact = known if is_exact else known[:1] if not sized else []
     unit2world[exact] = similarity(
         similarity_scale(unit2world[exact]), target[exact, :3, :3], target[exact, :3, 3]
     )
     anchors = Anchors(
         locked=locked,
-        fixed=held if config.cameras_fixed else no,
-        prior=no if config.cameras_fixed else held,
+        fixed=held if is_exact else no,
+        prior=no if is_exact else held,
         cam2world=target,
         rotation_sigma_rad=_PRIOR_ROTATION_RAD,
         centre_sigma=_PRIOR_CENTRE,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recon3d.types import LeftOut, Scene
+from recon3d.types import EdgeVerdict, LeftOut, Scene
 
 FORMAT = "recon3d-cameras"
 VERSION = 1
@@ -24,7 +24,9 @@ def write_cameras(scene: Scene, file: BufferedIOBase) -> None:
 
 
 def cameras_document(scene: Scene) -> dict[str, Any]:
-    """Return the content of cameras.json: placed views in scene order, then those left out.
+    """Return the content of cameras.json: placed views, those left out, and the pairs.
+
+    Placed views come in scene order, then those left out, then every pair with its verdict.
 
     `intrinsics` are in pixels of the upright original photo, `processed` in pixels of the view
     the network saw. What is unknown is null.
@@ -36,6 +38,7 @@ def cameras_document(scene: Scene) -> dict[str, Any]:
         "units": "metres" if scene.metric else "arbitrary",
         "convention": CONVENTION,
         "views": placed + [_left_out(entry) for entry in scene.left_out],
+        "pairs": [_pair(edge) for edge in scene.edges],
     }
 
 
@@ -67,6 +70,9 @@ def _placed(scene: Scene, index: int) -> dict[str, Any]:
         "confidence": _confidence_summary(scene.confidence[index], scene.depth[index]),
         "residual": _finite(verdict.residual),
         "rotation_uncertainty_deg": _finite(verdict.rotation_uncertainty_deg),
+        "position_uncertainty": _finite(verdict.position_uncertainty),
+        "inliers": _finite(verdict.inliers),
+        "pairs": verdict.edges,
     }
 
 
@@ -85,6 +91,22 @@ def _left_out(entry: LeftOut) -> dict[str, Any]:
         "confidence": None,
         "residual": None,
         "rotation_uncertainty_deg": None,
+        "position_uncertainty": None,
+        "inliers": None,
+        "pairs": None,
+    }
+
+
+def _pair(edge: EdgeVerdict) -> dict[str, Any]:
+    return {
+        "first": edge.first,
+        "second": edge.second,
+        "used": edge.used,
+        "reason": edge.reason or None,
+        "confidence": _finite(edge.confidence),
+        "residual": _finite(edge.residual),
+        "rotation_error_deg": _finite(edge.rotation_error_deg),
+        "inliers": _finite(edge.inliers),
     }
 
 

@@ -13,6 +13,13 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+class CamerasAre(StrEnum):
+    """What given cameras are: exact, or a start that the photos may correct."""
+
+    FIXED = "fixed"
+    PRIOR = "prior"
+
+
 class HeadType(StrEnum):
     """How tokens become pixels: one linear layer a patch, or the DPT convolutional decoder.
 
@@ -29,8 +36,8 @@ class ModelConfig:
     """Sizes of the two-view network; the state-dict layout is the same for every size.
 
     `image_size` is the long edge in pixels the weights were trained at and the default of
-    `--size`. The `dpt_*` fields matter only for the heads with DPT, `descriptor_dim` only for the one
-    with descriptors.
+    `--size`. The `dpt_*` fields matter only for the heads with DPT, `descriptor_dim` only for the
+    one with descriptors.
     """
 
     name: str = "custom"
@@ -78,6 +85,38 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
+class PositionType(StrEnum):
+    """How a network knows where a patch lies: embeddings that are added, or turned queries."""
+
+    COSINE = "cosine"
+    ROPE = "rope"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrocoConfig:
+    """Sizes of a cross-view completion network; its state-dict layout is the published one.
+
+    `position` is COSINE for CroCo v1, ROPE for v2. `image_size` is the side of the square images
+    it was trained on, which fixes the table of cosine embeddings. `imagenet_input` says that images
+    are normalised by ImageNet's mean and deviation, as for the published weights, not to [-1, 1].
+    """
+
+    name: str = "custom"
+    image_size: int = 224
+    patch_size: int = 16
+    enc_dim: int = 192
+    enc_depth: int = 6
+    enc_heads: int = 3
+    dec_dim: int = 192
+    dec_depth: int = 6
+    dec_heads: int = 3
+    mlp_ratio: int = 4
+    position: PositionType = PositionType.ROPE
+    rope_base: float = 100.0
+    mask_ratio: float = 0.9
+    imagenet_input: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class PhotoConfig:
     """Reading and resizing photographs.
@@ -108,14 +147,14 @@ class AlignConfig:
     `focal_px` is a known focal length in pixels of the full photograph, for all photos.
     `max_edge_residual` is the relative residual (median distance over median depth) above which
     a pair does not hold a photo; `max_edge_rotation_deg` the largest disagreement between the
-    two orders of a pair. Given cameras are exact if `cameras_fixed`, else a prior.
+    two orders of a pair. `cameras_are` is about given cameras.
     `max_map_bytes` bounds the pointmaps that are kept to fuse depth from.
     """
 
     focal_px: float | None = None
     shared_focal: bool = False
     estimate_principal_point: bool = False
-    cameras_fixed: bool = True
+    cameras_are: CamerasAre = CamerasAre.FIXED
     max_map_bytes: int = 1_500_000_000
     samples_per_edge: int = 512
     max_iterations: int = 60
@@ -146,9 +185,9 @@ class MatchConfig:
     """Reciprocal matches between the two views of a pair.
 
     The search starts from every `stride`-th pixel of the first view, both ways; a pixel takes part
-    if its confidence (1 + e^c) is at least `min_confidence`. Without descriptors, two matched points lie at most
-    `max_distance` apart, relative to their distance from the camera. `max_bytes` bounds the
-    working memory of a descriptor search.
+    if its confidence (1 + e^c) is at least `min_confidence`. Without descriptors, two matched
+    points lie at most `max_distance` apart, relative to their distance from the camera.
+    `max_bytes` bounds the working memory of a descriptor search.
     """
 
     stride: int = 4

@@ -1,6 +1,6 @@
 """A whole Scene <-> one .npz file, loss-free, without pickle.
 
-Layout: `format` (a string with the version), `meta` (UTF-8 JSON as bytes), `cam2world`,
+Layout: `format` (a string with the version), `meta` (ASCII JSON as bytes), `cam2world`,
 `intrinsics`, and per view k `image_k`, `photo2view_k`, `depth_k`, `confidence_k`. Members are
 stored uncompressed, so a file can never unfold into more memory than it has bytes.
 """
@@ -17,7 +17,7 @@ import torch
 
 from recon3d.errors import InputError
 from recon3d.files import atomic_write
-from recon3d.types import LeftOut, Scene, Verdict, View
+from recon3d.types import EdgeVerdict, LeftOut, Scene, Verdict, View
 
 FORMAT = "recon3d-scene/1"
 _PER_VIEW = ("image", "photo2view", "depth", "confidence")
@@ -34,6 +34,18 @@ _VERDICT: dict[str, type | UnionType] = {
     "edges": int,
     "rotation_uncertainty_deg": float,
     "focal_source": str,
+    "inliers": float,
+    "position_uncertainty": float,
+}
+_EDGE: dict[str, type | UnionType] = {
+    "first": str,
+    "second": str,
+    "used": bool,
+    "reason": str,
+    "confidence": float,
+    "residual": float,
+    "rotation_error_deg": float,
+    "inliers": float,
 }
 _LEFT_OUT: dict[str, type | UnionType] = {"name": str, "reason": str}
 _META: dict[str, type | UnionType] = {
@@ -41,6 +53,7 @@ _META: dict[str, type | UnionType] = {
     "views": list,
     "verdicts": list,
     "left_out": list,
+    "edges": list,
 }
 
 
@@ -61,6 +74,7 @@ def write_scene(scene: Scene, file: BufferedIOBase) -> None:
         "views": [_fields(view, _VIEW) for view in scene.views],
         "verdicts": [_fields(verdict, _VERDICT) for verdict in scene.verdicts],
         "left_out": [_fields(entry, _LEFT_OUT) for entry in scene.left_out],
+        "edges": [_fields(edge, _EDGE) for edge in scene.edges],
     }
     arrays: dict[str, Any] = {
         "format": np.array(FORMAT),
@@ -144,6 +158,7 @@ def _read(arrays: dict[str, np.ndarray]) -> Scene:
         confidence=tuple(_tensor(arrays, f"confidence_{k}", size) for k, size in enumerate(sizes)),
         verdicts=tuple(Verdict(**_checked(entry, _VERDICT)) for entry in meta["verdicts"]),
         left_out=tuple(LeftOut(**_checked(entry, _LEFT_OUT)) for entry in meta["left_out"]),
+        edges=tuple(EdgeVerdict(**_checked(entry, _EDGE)) for entry in meta["edges"]),
         metric=meta["metric"],
     )
 
