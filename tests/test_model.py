@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from recon3d.config import PRESETS, HeadType, ModelConfig
-from recon3d.model import CrossAttention, LinearHead, TwoViewModel, activate, rope_table, rotate
+from recon3d.heads import HEADS, LinearHead, activate, activate_descriptors
+from recon3d.model import CrossAttention, TwoViewModel, TwoViewOutput, rope_table, rotate
 
 TINY = ModelConfig(
     patch_size=16,
@@ -28,6 +29,11 @@ def tiny(head: HeadType = HeadType.LINEAR) -> TwoViewModel:
     return TwoViewModel(replace(TINY, head=head)).eval()
 
 
+def given(output: TwoViewOutput) -> list[torch.Tensor]:
+    """Return the maps that the network gives, leaving out those it has no head for."""
+    return [values for values in output if values is not None]
+
+
 def images(batch: int, height: int, width: int) -> torch.Tensor:
     return torch.rand(batch, 3, height, width) * 2 - 1
 
@@ -37,6 +43,7 @@ def images(batch: int, height: int, width: int) -> torch.Tensor:
     [
         (PRESETS["large"], 571_171_208, 1001),
         (replace(PRESETS["large"], head=HeadType.LINEAR), 532_342_784, 877),
+        (replace(PRESETS["large"], head=HeadType.CATMLP_DPT), 688_638_856, 1009),
     ],
 )
 def test_large_preset_has_the_published_size(
@@ -101,7 +108,7 @@ def test_pairs_of_a_batch_do_not_mix(head: HeadType) -> None:
             one = model.decode(
                 model.encode(a[k : k + 1]), model.encode(b[k : k + 1]), (2, 3), (2, 3)
             )
-            for x, y in zip(together, one, strict=True):
+            for x, y in zip(given(together), given(one), strict=True):
                 torch.testing.assert_close(x[k : k + 1], y, rtol=1e-4, atol=1e-5)
 
 
@@ -246,6 +253,52 @@ def test_linear_head_lays_tokens_out_row_by_row() -> None:
     torch.testing.assert_close(head([tokens], (2, 3))[0, 2], expected)
 
 
+def test_only_the_descriptor_head_gives_descriptors() -> None:
+    for head in HeadType:
+        model = TwoViewModel(replace(TINY, head=head, descriptor_dim=5)).eval()
+        with torch.no_grad():
+            tokens_i, tokens_j = model.encode(images(1, 48, 32)), model.encode(images(1, 32, 64))
+            out = model.decode(tokens_i, tokens_j, (3, 2), (2, 4))
+        if head is not HeadType.CATMLP_DPT:
+            assert len(given(out)) == 4
+            continue
+        assert out.descriptors_i.shape == (1, 48, 32, 5)
+        assert out.descriptors_j.shape == (1, 32, 64, 5)
+        assert out.descriptor_confidence_i.shape == (1, 48, 32)
+        for descriptors in (out.descriptors_i, out.descriptors_j):
+            length = descriptors.norm(dim=-1)
+            torch.testing.assert_close(length, torch.ones_like(length))
+        assert (out.descriptor_confidence_j > 0).all()
+
+
+def test_descriptor_head_against_a_loop() -> None:
+    config = replace(TINY, patch_size=2, head=HeadType.CATMLP_DPT, descriptor_dim=3)
+    head = HEADS[config.head](config)
+    grid = (2, 3)
+    features = [torch.randn(1, 6, d) for d in (16, 24, 24, 24, 24)]
+    with torch.no_grad():
+        raw = head(features, grid)
+        mlp = head.head_local_features
+        for row in range(4):
+            for column in range(6):
+                token = row // 2 * 3 + column // 2
+                x = torch.cat((features[0][0, token], features[4][0, token]))
+                y = mlp.fc2(F.gelu(mlp.fc1(x)))
+                slot = row % 2 * 2 + column % 2
+                expected = torch.stack([y[channel * 4 + slot] for channel in range(4)])
+                torch.testing.assert_close(raw[0, 4:, row, column], expected)
+        assert raw.shape == (1, 8, 4, 6)
+        assert mlp.fc1.weight.shape == (4 * 40, 40)
+
+
+def test_descriptor_activation_by_hand() -> None:
+    raw = torch.tensor([3.0, -4.0, math.log(5.0)]).reshape(1, 3, 1, 1)
+    descriptors, confidence = activate_descriptors(raw)
+    torch.testing.assert_close(descriptors[0, 0, 0], torch.tensor([0.6, -0.8]))
+    torch.testing.assert_close(confidence, torch.tensor([[[5.0]]]))
+    assert not activate_descriptors(torch.zeros(1, 3, 1, 1))[0].isnan().any()
+
+
 @pytest.mark.parametrize(("depth", "hooks"), [(10, (0, 5, 7, 10)), (12, (0, 6, 9, 12))])
 def test_dpt_reads_the_published_layers(depth: int, hooks: tuple[int, ...]) -> None:
     with torch.device("meta"):
@@ -281,7 +334,7 @@ def test_outputs_are_fp32_and_close_under_autocast(head: HeadType) -> None:
         exact = model.decode(model.encode(a), model.encode(b), (2, 3), (2, 3))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rough = model.decode(model.encode(a), model.encode(b), (2, 3), (2, 3))
-    for x, y in zip(exact, rough, strict=True):
+    for x, y in zip(given(exact), given(rough), strict=True):
         assert y.dtype == torch.float32
         assert (x - y).norm() < 0.05 * x.norm()
 
@@ -307,7 +360,7 @@ def test_every_trainable_parameter_gets_a_gradient() -> None:
     out = model.decode(
         model.encode(images(1, 32, 32)), model.encode(images(1, 32, 32)), (2, 2), (2, 2)
     )
-    sum(x.sum() for x in out).backward()
+    sum(x.sum() for x in given(out)).backward()
     idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
 

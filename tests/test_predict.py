@@ -1,11 +1,12 @@
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from recon3d.config import PRESETS, Precision, PredictConfig
+from recon3d.config import PRESETS, HeadType, ModelConfig, Precision, PredictConfig
 from recon3d.errors import ResourceError, UsageError
 from recon3d.model import TwoViewModel, TwoViewOutput
 from recon3d.predict import predict_pairs, resolve_device, resolve_precision
@@ -107,10 +108,31 @@ def test_results_equal_the_network_run_pair_by_pair(model: TwoViewModel, views: 
         with torch.no_grad():
             tokens = [model.encode(views[k].image[None]) for k in (i, j)]
             output = model.decode(*tokens, *grids)
-        for half, full in zip(predicted, output, strict=True):
+        maps = [values for values in output if values is not None]
+        for half, full in zip(predicted, maps, strict=True):
             assert half.dtype == torch.float16
             assert half.device.type == "cpu"
             torch.testing.assert_close(half.float(), full[0], rtol=2e-3, atol=1e-4)
+
+
+def test_descriptors_are_passed_on_where_the_network_gives_them(views: tuple[View, ...]):
+    sizes = ModelConfig(enc_dim=32, enc_depth=1, enc_heads=1, dec_dim=32, dec_depth=2, dec_heads=1)
+    small = replace(sizes, head=HeadType.CATMLP_DPT, descriptor_dim=4, dpt_layer_dims=(4, 4, 4, 4))
+    network = TwoViewModel(replace(small, dpt_feature_dim=8, dpt_last_dim=4)).eval()
+    for predicted in predict_pairs(network, views, [(0, 1)], FP32):
+        i, j = predicted.i, predicted.j
+        grids = [(views[k].image.shape[1] // 16, views[k].image.shape[2] // 16) for k in (i, j)]
+        with torch.no_grad():
+            tokens = [network.encode(views[k].image[None]) for k in (i, j)]
+            output = network.decode(*tokens, *grids)
+        for name in ("descriptors", "descriptor_confidence"):
+            for side in ("i", "j"):
+                half = getattr(predicted, f"{name}_{side}")
+                assert half.dtype == torch.float16
+                full = getattr(output, f"{name}_{side}")[0]
+                torch.testing.assert_close(half.float(), full, rtol=2e-3, atol=1e-3)
+    plain = TwoViewModel(sizes).eval()
+    assert next(predict_pairs(plain, views, [(0, 1)], FP32)).descriptors_i is None
 
 
 def test_batched_equals_one_by_one(model: TwoViewModel, views: tuple[View, ...]):

@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 from recon3d.config import PRESETS, HeadType, ModelConfig
 from recon3d.errors import ResourceError, WeightsError
 from recon3d.model import TwoViewModel
+from recon3d.model_config import config_from_dict, config_to_dict
 from recon3d.weights import (
     EMBEDDED,
-    config_from_dict,
-    config_to_dict,
     describe,
     fill_aliases,
     load,
@@ -39,6 +38,7 @@ TINY = ModelConfig(
     dpt_last_dim=4,
 )
 TINY_DPT = replace(TINY, head=HeadType.DPT)
+TINY_DESCRIPTORS = replace(TINY, head=HeadType.CATMLP_DPT, descriptor_dim=3)
 ALIASES = [
     (f"downstream_head{head}.dpt.scratch.layer_rn.{k}.weight",
      f"downstream_head{head}.dpt.scratch.layer{k + 1}_rn.weight")
@@ -68,7 +68,7 @@ def edit_tensors(path: Path, change: Callable[[dict], object]) -> None:
     save_file(tensors, path)
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_DPT])
+@pytest.mark.parametrize("config", [TINY, TINY_DPT, TINY_DESCRIPTORS])
 def test_round_trip_is_exact(tmp_path: Path, config: ModelConfig) -> None:
     model = TwoViewModel(config)
     save(model, tmp_path / "net.safetensors", metadata={"trained": "never"})
@@ -157,6 +157,8 @@ def test_configs_survive_json(config: ModelConfig) -> None:
         ("dpt_layer_dims", 96),
         ("dpt_feature_dim", 1),
         ("dpt_last_dim", 10**9),
+        ("descriptor_dim", 0),
+        ("descriptor_dim", 10**6),
     ],
 )
 def test_bad_config_value_is_named(saved: Path, key: str, value: object) -> None:
@@ -167,7 +169,12 @@ def test_bad_config_value_is_named(saved: Path, key: str, value: object) -> None
     assert "\n" not in str(fault.value)
 
 
-@pytest.mark.parametrize("key", list(config_to_dict(TINY)))
+def test_configs_of_earlier_versions_are_read(saved: Path) -> None:
+    edit_config(saved, lambda values: values.pop("descriptor_dim"))
+    assert load(str(saved)).config == TINY
+
+
+@pytest.mark.parametrize("key", sorted(set(config_to_dict(TINY)) - {"descriptor_dim"}))
 def test_missing_config_key_is_named(saved: Path, key: str) -> None:
     edit_config(saved, lambda values: values.pop(key))
     with pytest.raises(WeightsError, match=f"lacks '{key}'"):

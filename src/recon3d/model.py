@@ -2,7 +2,7 @@
 
 Names and shapes of the parameters are those of the published checkpoints, so that every size of the
 family, ours included, is one layout. Sources: ViT (Dosovitskiy et al. 2021), RoPE (Su et al. 2021),
-DPT (Ranftl et al. 2021), CroCo (Weinzaepfel et al. 2022), DUSt3R (Wang et al. 2024).
+CroCo (Weinzaepfel et al. 2022), DUSt3R (Wang et al. 2024). The heads are in heads.py.
 
 Shapes: B pairs, N tokens, D channels, H heads, C channels of one head.
 """
@@ -15,19 +15,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
-from recon3d.config import HeadType, ModelConfig
+from recon3d.config import ModelConfig
+from recon3d.heads import HEADS, Grid, LinearHead, Mlp, activate, activate_descriptors
 
-Grid = tuple[int, int]
 Rope = tuple[Tensor, Tensor]
 
 
 class TwoViewOutput(NamedTuple):
-    """Pointmaps of both views in camera i, and their confidences (1 + e^c); always fp32."""
+    """Pointmaps of both views in camera i, and their confidences (1 + e^c); always fp32.
+
+    Networks with a descriptor head also give unit descriptors and their confidences (e^c).
+    """
 
     pointmap_i: Float[Tensor, "pair height_i width_i 3"]
     confidence_i: Float[Tensor, "pair height_i width_i"]
     pointmap_j: Float[Tensor, "pair height_j width_j 3"]
     confidence_j: Float[Tensor, "pair height_j width_j"]
+    descriptors_i: Float[Tensor, "pair height_i width_i channel"] | None = None
+    descriptors_j: Float[Tensor, "pair height_j width_j channel"] | None = None
+    descriptor_confidence_i: Float[Tensor, "pair height_i width_i"] | None = None
+    descriptor_confidence_j: Float[Tensor, "pair height_j width_j"] | None = None
 
 
 class DecoderTokens(NamedTuple):
@@ -73,18 +80,6 @@ def rotate(x_BHNC: Tensor, rope: Rope) -> Tensor:
     cos, sin = rope
     a, b, c, d = x_BHNC.chunk(4, dim=-1)
     return x_BHNC * cos + torch.cat((-b, a, -d, c), dim=-1) * sin
-
-
-class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_BND)))
 
 
 class SelfAttention(nn.Module):
@@ -188,128 +183,6 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).mT
 
 
-class LinearHead(nn.Module):
-    """Four values a pixel (x, y, z, c) from one linear layer a token."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.patch_size = config.patch_size
-        self.proj = nn.Linear(config.dec_dim, 4 * config.patch_size**2)
-
-    def forward(self, features: list[Tensor], grid: Grid) -> Float[Tensor, "B 4 height width"]:
-        x = self.proj(features[-1].float()).mT.unflatten(-1, grid)
-        return F.pixel_shuffle(x, self.patch_size)
-
-
-class ResidualConvUnit(nn.Module):
-    """x + conv(relu(conv(relu(x))))."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
-        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
-
-
-class FusionBlock(nn.Module):
-    """Add a refined skip, refine, double the resolution, project."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.out_conv = nn.Conv2d(dim, dim, 1)
-        self.resConfUnit1 = ResidualConvUnit(dim)
-        self.resConfUnit2 = ResidualConvUnit(dim)
-
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        if skip is not None:
-            x = x + self.resConfUnit1(skip)
-        x = self.resConfUnit2(x)
-        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-        return self.out_conv(x)
-
-
-class Scratch(nn.Module):
-    """The convolutional pyramid of DPT, under its published name."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        dim = config.dpt_feature_dim
-        for level, channels in enumerate(config.dpt_layer_dims, start=1):
-            conv = nn.Conv2d(channels, dim, 3, padding=1, bias=False)
-            self.add_module(f"layer{level}_rn", conv)
-        for level in range(1, 5):
-            self.add_module(f"refinenet{level}", FusionBlock(dim))
-
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        maps = [self.get_submodule(f"layer{k}_rn")(x) for k, x in enumerate(maps, start=1)]
-        x = self.get_submodule("refinenet4")(maps[3])
-        # An odd patch grid: the coarsest map was rounded up when it was halved.
-        x = x[:, :, : maps[2].shape[2], : maps[2].shape[3]]
-        for level in (3, 2, 1):
-            x = self.get_submodule(f"refinenet{level}")(x, maps[level - 1])
-        return x
-
-
-class DptBody(nn.Module):
-    """Reassemble tokens of four depths into a pyramid, fuse it, and predict four values a pixel."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        depth = config.dec_depth
-        self.hooks = (0, depth * 2 // 4, depth * 3 // 4, depth)
-        dims = (config.enc_dim, config.dec_dim, config.dec_dim, config.dec_dim)
-        a, b, c, d = config.dpt_layer_dims
-        self.act_postprocess = nn.ModuleList(
-            (
-                nn.Sequential(nn.Conv2d(dims[0], a, 1), nn.ConvTranspose2d(a, a, 4, stride=4)),
-                nn.Sequential(nn.Conv2d(dims[1], b, 1), nn.ConvTranspose2d(b, b, 2, stride=2)),
-                nn.Sequential(nn.Conv2d(dims[2], c, 1)),
-                nn.Sequential(nn.Conv2d(dims[3], d, 1), nn.Conv2d(d, d, 3, stride=2, padding=1)),
-            )
-        )
-        self.scratch = Scratch(config)
-        self.head = nn.Sequential(
-            nn.Conv2d(config.dpt_feature_dim, config.dpt_feature_dim // 2, 3, padding=1),
-            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
-            nn.Conv2d(config.dpt_feature_dim // 2, config.dpt_last_dim, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(config.dpt_last_dim, 4, 1),
-        )
-
-    def forward(self, features: list[Tensor], grid: Grid) -> Tensor:
-        maps = [
-            process(features[hook].float().mT.unflatten(-1, grid))
-            for process, hook in zip(self.act_postprocess, self.hooks, strict=True)
-        ]
-        return self.head(self.scratch(maps))
-
-
-class DptHead(nn.Module):
-    """DPT regression head, resampled to the patch size where that is not 16."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.patch_size = config.patch_size
-        self.dpt = DptBody(config)
-
-    def forward(self, features: list[Tensor], grid: Grid) -> Float[Tensor, "B 4 height width"]:
-        out: Tensor = self.dpt(features, grid)
-        size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
-        if out.shape[2:] != size:
-            out = F.interpolate(out, size=size, mode="bilinear", align_corners=True)
-        return out
-
-
-def activate(raw: Float[Tensor, "B 4 height width"]) -> tuple[Tensor, Tensor]:
-    """Return points (distance e^d - 1 along the raw direction) and confidence 1 + e^c."""
-    xyz = raw[:, :3].permute(0, 2, 3, 1)
-    distance = xyz.norm(dim=-1, keepdim=True)
-    points = xyz / distance.clamp_min(1e-8) * torch.expm1(distance)
-    return points, 1 + raw[:, 3].exp()
-
-
 class TwoViewModel(nn.Module):
     """Predicts, for every pixel of two views, a 3D point in the first camera and a confidence."""
 
@@ -334,7 +207,7 @@ class TwoViewModel(nn.Module):
 
         self.dec_blocks, self.dec_blocks2 = decoder(), decoder()
         self.dec_norm = nn.LayerNorm(config.dec_dim, eps=1e-6)
-        head = {HeadType.LINEAR: LinearHead, HeadType.DPT: DptHead}[config.head]
+        head = HEADS[config.head]
         self.downstream_head1, self.downstream_head2 = head(config), head(config)
         self._initialise()
 
@@ -405,9 +278,19 @@ class TwoViewModel(nn.Module):
         """Turn decoder features into pointmaps and confidences, in fp32 even under autocast."""
         device = decoded.tokens_i[-1].device.type
         with torch.autocast(device, enabled=False):
-            points_i, confidence_i = activate(self.downstream_head1(decoded.tokens_i, grid_i))
-            points_j, confidence_j = activate(self.downstream_head2(decoded.tokens_j, grid_j))
-        return TwoViewOutput(points_i, confidence_i, points_j, confidence_j)
+            raw_i = self.downstream_head1(decoded.tokens_i, grid_i)
+            raw_j = self.downstream_head2(decoded.tokens_j, grid_j)
+            output = TwoViewOutput(*activate(raw_i[:, :4]), *activate(raw_j[:, :4]))
+            if not self.config.has_descriptors:
+                return output
+            descriptors_i, trust_i = activate_descriptors(raw_i[:, 4:])
+            descriptors_j, trust_j = activate_descriptors(raw_j[:, 4:])
+        return output._replace(
+            descriptors_i=descriptors_i,
+            descriptors_j=descriptors_j,
+            descriptor_confidence_i=trust_i,
+            descriptor_confidence_j=trust_j,
+        )
 
     def decode(
         self,

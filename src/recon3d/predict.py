@@ -26,7 +26,9 @@ Result = TypeVar("Result")
 _CPU_BATCH = 4
 _MAX_BATCH = 32
 # rough upper bounds of the working memory of one pair, in bytes per pixel of a view
-_BYTES_PER_PIXEL = {HeadType.LINEAR: 1024, HeadType.DPT: 4096}
+_BYTES_PER_PIXEL = {HeadType.LINEAR: 1024, HeadType.DPT: 4096, HeadType.CATMLP_DPT: 4608}
+# where PairPrediction names a map of the network differently
+_FIELDS = {"pointmap_i": "pointmap_i_in_i", "pointmap_j": "pointmap_j_in_i"}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -159,18 +161,11 @@ class _Predictor:
         for (grid_i, grid_j), bucket in buckets.items():
             decode = functools.partial(self._decode, tokens=tokens, grid_i=grid_i, grid_j=grid_j)
             for chunk, maps in self._batches(bucket, decode):
-                if not warned and not all(bool(values.isfinite().all()) for values in maps):
+                if not warned and not all(bool(v.isfinite().all()) for v in maps.values()):
                     logger.warning("the network gave values that are not finite; they are ignored")
                     warned = True
-                for (i, j), point_i, conf_i, point_j, conf_j in zip(chunk, *maps, strict=True):
-                    yield PairPrediction(
-                        i=i,
-                        j=j,
-                        pointmap_i_in_i=point_i,
-                        pointmap_j_in_i=point_j,
-                        confidence_i=conf_i,
-                        confidence_j=conf_j,
-                    )
+                for k, (i, j) in enumerate(chunk):
+                    yield PairPrediction(i=i, j=j, **{name: maps[name][k] for name in maps})
                 done += len(chunk)
                 track("pairs", done, 2 * len(pairs))
         logger.info(
@@ -213,14 +208,18 @@ class _Predictor:
         tokens: dict[int, Tensor],
         grid_i: tuple[int, int],
         grid_j: tuple[int, int],
-    ) -> tuple[Tensor, ...]:
-        """Return pointmap_i, confidence_i, pointmap_j, confidence_j of a batch, fp16 on the CPU."""
+    ) -> dict[str, Tensor]:
+        """Return the maps of a batch under their names in PairPrediction, fp16 on the CPU."""
         with torch.inference_mode(), self._autocast():
             tokens_i = torch.stack([tokens[i] for i, _ in chunk])
             tokens_j = torch.stack([tokens[j] for _, j in chunk])
             output = self.model.decode(tokens_i, tokens_j, grid_i, grid_j)
         # outside of inference mode, or the aligner could not differentiate with these tensors
-        return tuple(_to_half(values) for values in output)
+        return {
+            _FIELDS.get(name, name): _to_half(values)
+            for name, values in output._asdict().items()
+            if values is not None
+        }
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.dtype == torch.float32:

@@ -82,7 +82,7 @@ def loss_of(
             tokens[i], tokens[j], grid, grid, frozenset(config.attention_layers)
         )
     out = model.heads(decoded, grid, grid)
-    true = TwoViewOutput(*(value[:n_true] for value in out))
+    true = TwoViewOutput(*(value[:n_true] for value in out[:4]))
     error_i, error_j = losses.pointmap_errors(
         (true.pointmap_i, true.pointmap_j),
         (target.points_i, target.points_j),

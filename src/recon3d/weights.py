@@ -7,8 +7,6 @@ Nothing is executed: no pickle, every size is bounded before memory is taken.
 import hashlib
 import json
 import re
-from dataclasses import asdict, fields
-from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,85 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recon3d.config import HeadType, ModelConfig
 from recon3d.errors import WeightsError
 from recon3d.files import atomic_write
 from recon3d.model import TwoViewModel
+from recon3d.model_config import config_to_dict, read_config
 
 EMBEDDED = "embedded"
 LICENCE = "Apache-2.0"
-_MAX_CONFIG_BYTES = 65_536
 _ALIAS = re.compile(r"(?P<head>.*\.scratch)\.layer_rn\.(?P<index>[0-3])\.weight")
-_BOUNDS: dict[str, tuple[int, int]] = {
-    "image_size": (32, 4096),
-    "patch_size": (4, 64),
-    "enc_dim": (8, 4096),
-    "enc_depth": (1, 64),
-    "enc_heads": (1, 64),
-    "dec_dim": (8, 4096),
-    "dec_depth": (1, 64),
-    "dec_heads": (1, 64),
-    "mlp_ratio": (1, 8),
-    "dpt_feature_dim": (2, 1024),
-    "dpt_last_dim": (1, 1024),
-}
-
-
-def config_from_dict(values: object, source: str) -> ModelConfig:
-    """Return the config of a parsed JSON object; every key of ModelConfig and no other.
-
-    Raises:
-        WeightsError: naming the key that is missing, unknown, of a wrong type or out of bounds.
-    """
-    if not isinstance(values, dict):
-        raise WeightsError(
-            f"{source} is not a JSON object. Give the config saved with the weights."
-        )
-    known = {field.name for field in fields(ModelConfig)}
-    for key in sorted(known ^ set(values)):
-        state = "lacks" if key in known else "has the unknown key"
-        raise WeightsError(f"{source} {state} {key!r}. Give the config saved with the weights.")
-    for key, (low, high) in _BOUNDS.items():
-        _check_int(values[key], low, high, f"{source}: {key}")
-    dims = values["dpt_layer_dims"]
-    if not isinstance(dims, list) or len(dims) != 4:
-        raise WeightsError(f"{source}: dpt_layer_dims is {dims!r}, not 4 numbers.")
-    for dim in dims:
-        _check_int(dim, 1, 4096, f"{source}: dpt_layer_dims")
-    base = values["rope_base"]
-    if isinstance(base, bool) or not isinstance(base, int | float) or not 1 < base <= 1e6:
-        raise WeightsError(f"{source}: rope_base is {base!r}, not a number above 1 and up to 1e6.")
-    if not isinstance(values["name"], str) or len(values["name"]) > 100:
-        raise WeightsError(f"{source}: name is not a text of at most 100 characters.")
-    if values["head"] not in list(HeadType):
-        raise WeightsError(
-            f"{source}: head is {values['head']!r}, not one of {', '.join(HeadType)}."
-        )
-    for part in ("enc", "dec"):
-        dim, heads = values[f"{part}_dim"], values[f"{part}_heads"]
-        if dim % (4 * heads):
-            raise WeightsError(
-                f"{source}: {part}_dim {dim} is no multiple of 4 x {part}_heads {heads}."
-            )
-    return ModelConfig(**values | {"head": HeadType(values["head"]), "dpt_layer_dims": tuple(dims)})
-
-
-def _check_int(value: object, low: int, high: int, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise WeightsError(f"{what} is {value!r}, not a whole number from {low} to {high}.")
-
-
-def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """Return the JSON object of a config."""
-    values = asdict(config)
-    return {
-        key: str(value)
-        if isinstance(value, StrEnum)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for key, value in values.items()
-    }
 
 
 def fill_aliases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -170,30 +97,6 @@ def locate(name_or_path: str) -> tuple[Path, Path]:
             )
         raise WeightsError(f"{file} does not exist. Give {EMBEDDED!r} or a file saved by recon3d.")
     return path, path.with_suffix(".json")
-
-
-def read_config(path: Path) -> ModelConfig:
-    """Return the config of a JSON file of at most 64 KiB.
-
-    Raises:
-        WeightsError: unreadable, too large, no JSON, or not a model config.
-    """
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise WeightsError(
-                f"{path} is larger than {_MAX_CONFIG_BYTES} bytes. "
-                "Give the config saved with the weights."
-            )
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(
-            f"{path} cannot be read ({error.strerror}). Check its permissions."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"{path} is not valid JSON ({error}). Give the config saved with the weights."
-        ) from error
-    return config_from_dict(values, str(path))
 
 
 def load(name_or_path: str, device: torch.device | str = "cpu") -> TwoViewModel:

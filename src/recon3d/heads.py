@@ -1,0 +1,187 @@
+"""The heads of the two-view network: tokens -> raw values of every pixel -> points and confidence.
+
+Names and shapes of the parameters are those of the published checkpoints. Sources: DPT (Ranftl et
+al. 2021), DUSt3R (Wang et al. 2024), MASt3R (Leroy et al. 2024).
+
+Shapes: B pairs, N tokens, D channels.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
+
+from recon3d.config import HeadType, ModelConfig
+
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between."""
+
+    def __init__(self, dim: int, hidden: int, out: int | None = None) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim if out is None else out)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BND)))
+
+
+class LinearHead(nn.Module):
+    """Four values a pixel (x, y, z, c) from one linear layer a token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.proj = nn.Linear(config.dec_dim, 4 * config.patch_size**2)
+
+    def forward(self, features: list[Tensor], grid: Grid) -> Float[Tensor, "B 4 height width"]:
+        x = self.proj(features[-1].float()).mT.unflatten(-1, grid)
+        return F.pixel_shuffle(x, self.patch_size)
+
+
+class ResidualConvUnit(nn.Module):
+    """x + conv(relu(conv(relu(x))))."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+class FusionBlock(nn.Module):
+    """Add a refined skip, refine, double the resolution, project."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.out_conv = nn.Conv2d(dim, dim, 1)
+        self.resConfUnit1 = ResidualConvUnit(dim)
+        self.resConfUnit2 = ResidualConvUnit(dim)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        if skip is not None:
+            x = x + self.resConfUnit1(skip)
+        x = self.resConfUnit2(x)
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        return self.out_conv(x)
+
+
+class Scratch(nn.Module):
+    """The convolutional pyramid of DPT, under its published name."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dpt_feature_dim
+        for level, channels in enumerate(config.dpt_layer_dims, start=1):
+            conv = nn.Conv2d(channels, dim, 3, padding=1, bias=False)
+            self.add_module(f"layer{level}_rn", conv)
+        for level in range(1, 5):
+            self.add_module(f"refinenet{level}", FusionBlock(dim))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        maps = [self.get_submodule(f"layer{k}_rn")(x) for k, x in enumerate(maps, start=1)]
+        x = self.get_submodule("refinenet4")(maps[3])
+        # An odd patch grid: the coarsest map was rounded up when it was halved.
+        x = x[:, :, : maps[2].shape[2], : maps[2].shape[3]]
+        for level in (3, 2, 1):
+            x = self.get_submodule(f"refinenet{level}")(x, maps[level - 1])
+        return x
+
+
+class DptBody(nn.Module):
+    """Reassemble tokens of four depths into a pyramid, fuse it, and predict four values a pixel."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        depth = config.dec_depth
+        self.hooks = (0, depth * 2 // 4, depth * 3 // 4, depth)
+        dims = (config.enc_dim, config.dec_dim, config.dec_dim, config.dec_dim)
+        a, b, c, d = config.dpt_layer_dims
+        self.act_postprocess = nn.ModuleList(
+            (
+                nn.Sequential(nn.Conv2d(dims[0], a, 1), nn.ConvTranspose2d(a, a, 4, stride=4)),
+                nn.Sequential(nn.Conv2d(dims[1], b, 1), nn.ConvTranspose2d(b, b, 2, stride=2)),
+                nn.Sequential(nn.Conv2d(dims[2], c, 1)),
+                nn.Sequential(nn.Conv2d(dims[3], d, 1), nn.Conv2d(d, d, 3, stride=2, padding=1)),
+            )
+        )
+        self.scratch = Scratch(config)
+        self.head = nn.Sequential(
+            nn.Conv2d(config.dpt_feature_dim, config.dpt_feature_dim // 2, 3, padding=1),
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+            nn.Conv2d(config.dpt_feature_dim // 2, config.dpt_last_dim, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(config.dpt_last_dim, 4, 1),
+        )
+
+    def forward(self, features: list[Tensor], grid: Grid) -> Tensor:
+        maps = [
+            process(features[hook].float().mT.unflatten(-1, grid))
+            for process, hook in zip(self.act_postprocess, self.hooks, strict=True)
+        ]
+        return self.head(self.scratch(maps))
+
+
+class DptHead(nn.Module):
+    """DPT regression head, resampled to the patch size where that is not 16."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.dpt = DptBody(config)
+
+    def forward(self, features: list[Tensor], grid: Grid) -> Float[Tensor, "B 4 height width"]:
+        out: Tensor = self.dpt(features, grid)
+        size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
+        if out.shape[2:] != size:
+            out = F.interpolate(out, size=size, mode="bilinear", align_corners=True)
+        return out
+
+
+class DescriptorHead(DptHead):
+    """DPT for points and confidence; for the descriptors an MLP on first and last features.
+
+    Source: MASt3R (Leroy et al. 2024), section 3.2.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        dim = config.enc_dim + config.dec_dim
+        values = config.descriptor_dim + 1  # the last is the confidence
+        self.head_local_features = Mlp(dim, 4 * dim, values * config.patch_size**2)
+
+    def forward(
+        self, features: list[Tensor], grid: Grid
+    ) -> Float[Tensor, "B channel height width"]:
+        """Return x, y, z, c, then the descriptor, then its confidence."""
+        both_BND = torch.cat((features[0].float(), features[-1].float()), dim=-1)
+        local = self.head_local_features(both_BND).mT.unflatten(-1, grid)
+        return torch.cat(
+            (super().forward(features, grid), F.pixel_shuffle(local, self.patch_size)), dim=1
+        )
+
+
+HEADS: dict[HeadType, type[LinearHead | DptHead]] = {
+    HeadType.LINEAR: LinearHead,
+    HeadType.DPT: DptHead,
+    HeadType.CATMLP_DPT: DescriptorHead,
+}
+
+
+def activate(raw: Float[Tensor, "B 4 height width"]) -> tuple[Tensor, Tensor]:
+    """Return points (distance e^d - 1 along the raw direction) and confidence 1 + e^c."""
+    xyz = raw[:, :3].permute(0, 2, 3, 1)
+    distance = xyz.norm(dim=-1, keepdim=True)
+    points = xyz / distance.clamp_min(1e-8) * torch.expm1(distance)
+    return points, 1 + raw[:, 3].exp()
+
+
+def activate_descriptors(raw: Float[Tensor, "B channel height width"]) -> tuple[Tensor, Tensor]:
+    """Return descriptors of length 1 and their confidence e^c; c is the last channel."""
+    descriptors = F.normalize(raw[:, :-1].permute(0, 2, 3, 1), dim=-1)
+    return descriptors, raw[:, -1].exp()
