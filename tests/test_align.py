@@ -368,3 +368,45 @@ def test_a_principal_point_off_the_centre_is_found_on_request():
     assert errors(scene, truth)["focal"] < 1e-3
     assumed = align(truth.predictions(), views, CONFIG)
     assert assumed.intrinsics[0, :2, 2].tolist() == [35, 26]
+
+
+def turned(p: PairPrediction, angle_deg: float) -> PairPrediction:
+    """Return a prediction whose second camera is turned about the first."""
+    turn = so3_exp(torch.tensor([0.0, math.radians(angle_deg), 0.0]))
+    return dataclasses.replace(p, pointmap_j_in_i=p.pointmap_j_in_i @ turn.mT)
+
+
+@pytest.mark.parametrize(("angle_deg", "n_placed"), [(25.0, 3), (10.0, 6)])
+def test_a_lone_pair_that_joins_two_groups_must_be_sure(angle_deg: float, n_placed: int):
+    truth = exact_scene(6)
+    within = [(0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5)]
+    bridge = [turned(p, angle_deg * (p.i == 2)) for p in truth.predictions([(2, 3)])]
+    scene = align(truth.predictions(within) + bridge, truth.views, CONFIG)
+    assert len(scene.views) == n_placed
+    refused = [e.reason for e in scene.edges if not e.used]
+    assert refused == ["its two orders disagree and no other pair confirms it"] * (n_placed == 3)
+
+
+def test_a_pair_that_holds_two_photos_alone_may_be_less_sure():
+    truth = exact_scene(2)
+    predictions = [turned(p, 25.0 * p.i) for p in truth.predictions()]
+    assert len(align(predictions, truth.views, CONFIG).views) == 2
+
+
+def test_pairs_that_agree_in_both_orders_on_a_wrong_pose_are_found_by_their_cycles():
+    truth = exact_scene(6)
+    wrong = {(0, 1): 70.0, (2, 5): -50.0}
+    predictions = []
+    for p in truth.predictions():
+        angle_deg = wrong.get((min(p.i, p.j), max(p.i, p.j)))
+        if angle_deg is not None:
+            moved = dataclasses.replace(truth, cam2world=truth.cam2world.clone())
+            turn = so3_exp(torch.tensor([0.0, math.radians(angle_deg), 0.0])).double()
+            low = min(p.i, p.j)
+            moved.cam2world[low, :3, :3] = moved.cam2world[low, :3, :3] @ turn
+            p = next(q for q in moved.predictions([(p.i, p.j)]) if (q.i, q.j) == (p.i, p.j))
+        predictions.append(p)
+    scene = align(predictions, truth.views, CONFIG)
+    assert_exact(scene, truth)
+    refused = {(e.first, e.second) for e in scene.edges if not e.used}
+    assert refused == {("0.jpg", "1.jpg"), ("2.jpg", "5.jpg")}

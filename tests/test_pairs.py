@@ -1,15 +1,25 @@
-"""Pair strategies against the reference lists and by hand; connected groups."""
+"""Pair strategies against the reference lists, plain loops and by hand; connected groups."""
 
 import json
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recon3d.errors import UsageError
-from recon3d.pairs import LEGAL_STRATEGIES, connected_components, pair_graph
+from recon3d.pairs import (
+    AUTO_RETRIEVAL,
+    LEGAL_STRATEGIES,
+    MAX_KEYS,
+    connected_components,
+    needs_similarity,
+    pair_graph,
+    retrieval_pairs,
+)
 
 FIXTURES = Path(
     os.environ.get("RECON3D_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures")
@@ -96,6 +106,127 @@ def test_auto_grows_linearly_after_twelve():
     assert len(pair_graph("auto", 200)) == 4 * 200
 
 
+def random_similarity(n_views: int, seed: int) -> np.ndarray:
+    values = np.random.default_rng(seed).uniform(-1, 1, (n_views, n_views))
+    return (values + values.T) / 2
+
+
+def test_auto_uses_the_similarity_of_many_photos():
+    similarity = random_similarity(30, 0)
+    assert pair_graph("auto", 30, similarity) == pair_graph(
+        f"retrieval:{AUTO_RETRIEVAL}", 30, similarity
+    )
+    assert pair_graph("auto", 12, similarity[:12, :12]) == pair_graph("complete", 12)
+    assert pair_graph("window:2", 30, similarity) == pair_graph("window:2", 30)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "n_views", "expected"),
+    [
+        ("auto", 12, False),
+        ("auto", 13, True),
+        ("retrieval:3", 2, True),
+        ("retrieval:0", 20, False),
+        ("complete", 20, False),
+        ("logwin:4", 20, False),
+    ],
+)
+def test_when_a_similarity_is_needed(strategy, n_views, expected):
+    assert needs_similarity(strategy, n_views) is expected
+
+
+def test_retrieval_without_similarity_is_a_mistake_of_the_caller():
+    for similarity in (None, random_similarity(4, 0)):
+        with pytest.raises(ValueError, match=r"retrieval:2 of 5 views needs their similarity"):
+            pair_graph("retrieval:2", 5, similarity)
+
+
+def test_retrieval_by_hand():
+    # Two streets, {0, 1, 2} and {3, 4}; 1 is most like all others, 4 is least like 1.
+    similarity = np.array(
+        [
+            [9.0, 0.8, 0.6, 0.1, 0.0],
+            [0.8, 9.0, 0.7, 0.2, 0.1],
+            [0.6, 0.7, 9.0, 0.1, 0.0],
+            [0.1, 0.2, 0.1, 9.0, 0.9],
+            [0.0, 0.1, 0.0, 0.9, 9.0],
+        ]
+    )
+    by_keys = [(0, 1), (1, 2), (1, 4), (3, 4)]
+    assert retrieval_pairs(similarity, n_keys=2, n_neighbours=0) == by_keys
+    # the best neighbours are 1, 0, 1, 4, 3, and 2 is the second best of 0 and 1
+    assert retrieval_pairs(similarity, n_keys=2, n_neighbours=1) == by_keys
+    assert retrieval_pairs(similarity, 2, 2) == [(0, 1), (0, 2), (1, 2), (1, 3), (1, 4), (3, 4)]
+
+
+def plain_retrieval(similarity: np.ndarray, n_keys: int, n_neighbours: int) -> set:
+    """Return the same pairs by loops over single views."""
+    views = range(len(similarity))
+
+    def best(view: int, others: list[int]) -> int:
+        return max(others, key=lambda other: (similarity[view, other], -other))
+
+    def total(view: int) -> float:
+        return sum(similarity[view, other] for other in views if other != view)
+
+    keys = [max(views, key=lambda view: (total(view), -view))]
+    while len(keys) < min(n_keys, len(views)):
+        rest = [view for view in views if view not in keys]
+        keys.append(min(rest, key=lambda view: max(similarity[view, key] for key in keys)))
+    pairs = {frozenset((a, b)) for a in keys for b in keys if a != b}
+    for view in views:
+        if view not in keys:
+            pairs.add(frozenset((view, best(view, keys))))
+        rest = [other for other in views if other != view]
+        for _ in range(min(n_neighbours, len(rest))):
+            rest.remove(other := best(view, rest))
+            pairs.add(frozenset((view, other)))
+    return pairs
+
+
+@settings(deadline=None)
+@given(st.integers(1, 18), st.integers(1, 6), st.integers(0, 5), st.integers(0, 10**6))
+def test_retrieval_equals_plain_loops(n_views, n_keys, n_neighbours, seed):
+    similarity = random_similarity(n_views, seed)
+    pairs = retrieval_pairs(similarity, n_keys, n_neighbours)
+    assert pairs == sorted(set(pairs))
+    assert {frozenset(pair) for pair in pairs} == plain_retrieval(similarity, n_keys, n_neighbours)
+    assert len(connected_components(n_views, pairs)) == 1
+
+
+@settings(deadline=None)
+@given(st.integers(2, 40), st.integers(0, 10**6))
+def test_retrieval_does_not_depend_on_the_order_of_views(n_views, seed):
+    similarity = random_similarity(n_views, seed)
+    order = np.random.default_rng(seed + 1).permutation(n_views)
+    pairs = pair_graph("retrieval:3", n_views, similarity)
+    shuffled = pair_graph("retrieval:3", n_views, similarity[np.ix_(order, order)])
+    renamed = sorted(tuple(sorted((int(order[i]), int(order[j])))) for i, j in shuffled)
+    assert renamed == pairs
+
+
+def test_retrieval_grows_linearly():
+    n_views = 400
+    n_keys = min(MAX_KEYS, math.isqrt(n_views))
+    pairs = pair_graph("retrieval:6", n_views, random_similarity(n_views, 3))
+    assert len(pairs) <= 7 * n_views + n_keys * (n_keys - 1) // 2
+
+
+@pytest.mark.parametrize(
+    ("similarity", "n_keys", "n_neighbours"),
+    [
+        (np.zeros((3, 4)), 1, 1),
+        (np.full((3, 3), np.nan), 1, 1),
+        (np.zeros((3, 3)), 0, 1),
+        (np.zeros((3, 3)), 1, -1),
+    ],
+)
+def test_bad_similarities(similarity, n_keys, n_neighbours):
+    # the annotations refuse a matrix that is not square before the function does
+    with pytest.raises(Exception, match=r"similarity|keys"):
+        retrieval_pairs(similarity, n_keys, n_neighbours)
+
+
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -110,7 +241,9 @@ def test_auto_grows_linearly_after_twelve():
         "logwin:1_0",
         "logwin:99999999999999",
         "oneref:-1",
-        "retrieval:5",
+        "retrieval",
+        "retrieval:0",
+        "retrieval:5-noncyclic",
         "Complete",
         "complete\n",
     ],

@@ -7,6 +7,7 @@ depth and confidence are fused once, at the end (`align_dense`).
 """
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ from recon3d.align_samples import (
 )
 from recon3d.align_solve import pose_uncertainty
 from recon3d.config import AlignConfig
+from recon3d.cycles import confirmed_edges, cycle_outliers
 from recon3d.errors import DisconnectedError
 from recon3d.geometry import compose, invert_rigid, rotation_angle
 from recon3d.progress import Track, silent
@@ -48,6 +50,11 @@ from recon3d.types import EdgeVerdict, LeftOut, PairPrediction, Scene, Verdict, 
 logger = logging.getLogger(__name__)
 
 NOT_PLACED = "no confident overlap with any placed photo"
+_CYCLE_SHARE = 0.75
+"""Limit of the rotation left over around three pairs, relative to that between two orders."""
+_ALONE_ROTATION_DEG, _ALONE_SCALE = 15.0, 1.5
+"""Largest disagreement of the two orders of a pair that no other confirms; two random rotations
+come that near once in a thousand."""
 _CORRELATED = 8.0
 """By how much errors exceed those of independent pixels; measured on simulated scenes."""
 
@@ -126,6 +133,7 @@ def align_groups(
     )  # fmt: skip
     track("align", 1, 3)
     reasons = _first_reasons(evidence.pairs, config)
+    _judge_together(evidence.pairs, reasons, len(views), config)
     scenes: list[Scene] = []
     taken: set[int] = set()
     while limit is None or len(scenes) < limit:
@@ -224,6 +232,35 @@ def _first_reasons(pairs: Pairs, config: AlignConfig) -> list[str]:
         else:
             reasons.append("its two orders disagree about the scale")
     return reasons
+
+
+def _judge_together(pairs: Pairs, reasons: list[str], n_views: int, config: AlignConfig) -> None:
+    """Add the reasons that only other pairs give: contradicted cycles, or no second witness.
+
+    A pair that is part of no triangle which closes has its two orders as its only witnesses: they
+    must agree well, unless it holds nothing but its two views.
+    """
+    free = [k for k, reason in enumerate(reasons) if not reason]
+    rows = torch.tensor(free, dtype=torch.long)
+    limit_rad = _CYCLE_SHARE * math.radians(config.max_edge_rotation_deg)
+    good = pairs.take(rows)
+    edges = torch.stack((good.a, good.b), dim=-1).numpy(force=True)
+    rotation = rotation_of(good.unit_b2unit_a).numpy(force=True)
+    score = good.score.numpy(force=True)
+    outlier = cycle_outliers(n_views, edges, rotation, score, limit_rad=limit_rad)
+    for k in rows[torch.from_numpy(outlier)].tolist():
+        reasons[k] = "contradicts the cycles it is part of"
+    kept = ~outlier
+    confirmed = confirmed_edges(
+        n_views, edges[kept], rotation[kept], score[kept], limit_rad=limit_rad
+    )
+    good, rows = good.take(torch.from_numpy(kept)), rows[torch.from_numpy(kept)]
+    degree = torch.bincount(torch.cat((good.a, good.b)), minlength=n_views)
+    alone = (degree[good.a] == 1) & (degree[good.b] == 1)
+    loose = (good.rotation_gap_deg > _ALONE_ROTATION_DEG) | (good.scale_gap > _ALONE_SCALE)
+    doubtful = loose & ~alone & ~torch.from_numpy(confirmed).to(loose.device)
+    for k in rows[doubtful.cpu()].tolist():
+        reasons[k] = "its two orders disagree and no other pair confirms it"
 
 
 def _rotation_error_rad(

@@ -1,38 +1,59 @@
 """The pair graph: which photographs the network compares, by position in natural order."""
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float
+
 from recon3d.errors import UsageError
 
 LEGAL_STRATEGIES = (
-    "auto, complete, window:K, logwin:K (both also with -noncyclic), oneref:I, file:PATH"
+    "auto, complete, window:K, logwin:K (both also with -noncyclic), oneref:I, retrieval:K,"
+    " file:PATH"
 )
 AUTO_COMPLETE_VIEWS = 12
 """`auto` compares everything up to this many photos: 66 pairs."""
+AUTO_RETRIEVAL = 6
+"""Above that, `auto` compares every photo with the 6 that look most like it."""
 AUTO_LOGWIN = 4
-"""Above that, `auto` compares neighbours at distance 1, 2, 4 and 8: four pairs a photo."""
+"""In a video, `auto` compares neighbours at distance 1, 2, 4 and 8: four pairs a photo."""
+MAX_KEYS = 20
+"""Most key views of a retrieval graph; all their pairs are compared: 190."""
 _MAX_FILE_BYTES = 64 * 1024 * 1024
 
+Similarity = Float[np.ndarray, "view view"]
 
-def pair_graph(strategy: str, n_views: int) -> list[tuple[int, int]]:
+
+def pair_graph(
+    strategy: str, n_views: int, similarity: Similarity | None = None
+) -> list[tuple[int, int]]:
     """Return unordered pairs (i, j), i < j, sorted, without duplicates.
 
     `complete` is every pair; `window:K` each photo with the next K; `logwin:K` with those at
     distances 1, 2, 4, ... 2^(K-1); both wrap around the end unless `-noncyclic` follows.
-    `oneref:I` is photo I (from 0) with every other; `file:PATH` is a text file with two indices
-    a line, `#` starting a comment. `auto` is `complete` up to 12 photos and `logwin:4` above,
-    which is connected because it holds the ring of neighbours.
+    `oneref:I` is photo I (from 0) with every other; `retrieval:K` is `retrieval_pairs` with K
+    neighbours and about the square root of all views as keys; `file:PATH` is a text file with two
+    indices a line, `#` starting a comment. `auto` is `complete` up to 12 photos; above,
+    `retrieval:6` where a similarity is given (photos in any order), else `logwin:4` (video).
+
+    Args:
+        strategy: as above.
+        n_views: at least 2.
+        similarity: how alike two views look, larger is more; `needs_similarity` says when.
 
     Raises:
         UsageError: when the strategy is unknown, or names photos that are not there.
-        ValueError: when there are fewer than two views.
+        ValueError: when there are fewer than two views, or a needed similarity is missing.
     """
     if n_views < 2:
         raise ValueError(f"a pair graph needs at least 2 views, not {n_views}")
-    if strategy == "auto":
-        strategy = "complete" if n_views <= AUTO_COMPLETE_VIEWS else f"logwin:{AUTO_LOGWIN}"
+    if strategy == "auto" and n_views <= AUTO_COMPLETE_VIEWS:
+        strategy = "complete"
+    elif strategy == "auto":
+        strategy = f"logwin:{AUTO_LOGWIN}" if similarity is None else f"retrieval:{AUTO_RETRIEVAL}"
     if strategy == "complete":
         return [(i, j) for i in range(n_views) for j in range(i + 1, n_views)]
     if strategy.startswith("file:"):
@@ -43,6 +64,11 @@ def pair_graph(strategy: str, n_views: int) -> list[tuple[int, int]]:
         steps = range(min(int(match[2]), n_views))
         distances = [k + 1 if match[1] == "window" else 2**k for k in steps]
         return _tidy(_at_distances(distances, n_views, cyclic=match[3] is None))
+    match = _RETRIEVAL.fullmatch(strategy)
+    if match is not None:
+        if similarity is None or len(similarity) != n_views:
+            raise ValueError(f"{strategy} of {n_views} views needs their similarity")
+        return retrieval_pairs(similarity, _n_keys(n_views), int(match[1]))
     match = re.fullmatch(r"oneref:([0-9]{1,9})", strategy)
     if match is not None:
         reference = int(match[1])
@@ -53,6 +79,49 @@ def pair_graph(strategy: str, n_views: int) -> list[tuple[int, int]]:
             )
         return _tidy((reference, other) for other in range(n_views))
     raise UsageError(f"--pairs {strategy} is not a pair strategy. Use one of {LEGAL_STRATEGIES}.")
+
+
+def needs_similarity(strategy: str, n_views: int) -> bool:
+    """Return whether `pair_graph` takes account of a similarity; for video, give `auto` none."""
+    by_auto = strategy == "auto" and n_views > AUTO_COMPLETE_VIEWS
+    return by_auto or _RETRIEVAL.fullmatch(strategy) is not None
+
+
+def retrieval_pairs(
+    similarity: Similarity, n_keys: int, n_neighbours: int
+) -> list[tuple[int, int]]:
+    """Return the pairs of views that look alike, joined through a few different-looking keys.
+
+    Keys are chosen by farthest-point sampling, the first being the view most like all others, so
+    that the pairs do not depend on the order of the views (but for equal similarities, where the
+    earlier view wins). All keys are paired with one another, every view with its most similar key
+    and with its `n_neighbours` most similar views. The result is connected.
+
+    Args:
+        similarity: square, symmetric, finite; its diagonal is ignored.
+        n_keys: at least 1.
+        n_neighbours: at least 0.
+
+    Raises:
+        ValueError: when an argument is not as above.
+
+    Source: Duisterhof et al., MASt3R-SfM (3DV 2025), section 3.2.
+    """
+    n_views = len(similarity)
+    if similarity.shape[1] != n_views or not np.isfinite(similarity).all():
+        raise ValueError(f"a similarity of shape {similarity.shape} must be square and finite")
+    if n_keys < 1 or n_neighbours < 0:
+        raise ValueError(f"{n_keys} keys and {n_neighbours} neighbours")
+    alike = similarity.astype(np.float64)
+    np.fill_diagonal(alike, -np.inf)
+    keys = _farthest_points(alike, min(n_keys, n_views))
+    pairs = [(a, b) for a in keys for b in keys]
+    nearest_key = np.array(keys)[alike[:, keys].argmax(axis=1)]
+    pairs += [(view, int(key)) for view, key in enumerate(nearest_key) if view not in keys]
+    n_neighbours = min(n_neighbours, n_views - 1)
+    order = np.argsort(-alike, axis=1, kind="stable")[:, :n_neighbours]
+    pairs += [(view, int(other)) for view, row in enumerate(order) for other in row]
+    return _tidy(pairs)
 
 
 def connected_components(n_views: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
@@ -82,6 +151,26 @@ def connected_components(n_views: int, pairs: Iterable[tuple[int, int]]) -> list
             group.extend(fresh)
         groups.append(sorted(group))
     return sorted(groups, key=lambda group: (-len(group), group[0]))
+
+
+_RETRIEVAL = re.compile(r"retrieval:([1-9][0-9]{0,8})")
+
+
+def _n_keys(n_views: int) -> int:
+    return min(MAX_KEYS, math.isqrt(n_views))
+
+
+def _farthest_points(alike: Similarity, n_keys: int) -> list[int]:
+    """Return views each of which is least like the most similar of those before it."""
+    n_views = len(alike)
+    off_diagonal = np.where(np.eye(n_views, dtype=bool), 0.0, alike)
+    keys = [int(off_diagonal.sum(axis=1).argmax())]
+    closest = alike[keys[0]].copy()
+    while len(keys) < n_keys:
+        closest[keys] = np.inf
+        keys.append(int(closest.argmin()))
+        closest = np.maximum(closest, alike[keys[-1]])
+    return keys
 
 
 def _at_distances(distances: list[int], n_views: int, *, cyclic: bool) -> Iterable[tuple[int, int]]:
