@@ -410,3 +410,27 @@ def test_pairs_that_agree_in_both_orders_on_a_wrong_pose_are_found_by_their_cycl
     assert_exact(scene, truth)
     refused = {(e.first, e.second) for e in scene.edges if not e.used}
     assert refused == {("0.jpg", "1.jpg"), ("2.jpg", "5.jpg")}
+
+
+def test_the_uncertainty_is_about_the_error():
+    ratios = []
+    for seed in range(4):
+        truth = exact_scene(6, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        predictions = []
+        for p in truth.predictions(noise=0.02, seed=seed):  # each pair errs as a whole
+            turn = so3_exp(0.02 * torch.randn(3, generator=generator))
+            predictions.append(dataclasses.replace(p, pointmap_j_in_i=p.pointmap_j_in_i @ turn.mT))
+        scene = align(predictions, truth.views, CONFIG)
+        unsure = torch.tensor([v.rotation_uncertainty_deg for v in scene.verdicts])
+        ratios.append(errors(scene, truth)["rotation_deg"] / float(unsure.max()))
+    assert 0.5 < sum(ratios) / 4 < 2
+
+
+def test_without_a_pair_to_spare_there_is_no_uncertainty():
+    truth = exact_scene(3)
+    chain = [p for p in truth.predictions() if (p.i, p.j) in ((0, 1), (2, 1), (1, 2))]
+    scene = align(chain, truth.views, CONFIG)
+    assert not any(math.isnan(v.rotation_uncertainty_deg) for v in scene.verdicts)
+    scene = align(chain[:2], truth.views, CONFIG)
+    assert all(math.isnan(v.rotation_uncertainty_deg) for v in scene.verdicts)

@@ -111,13 +111,7 @@ def normal_equations(
     diagonal = unit2world.new_zeros(n_views, 7, 7)
     gradient = unit2world.new_zeros(n_views, 7)
     across = [unit2world.new_zeros(0, 7, 7)]
-    linear = _LINEAR.to(unit2world.device)
-    for a, b, noise, weight, i, j in _gaps(problem, unit2world):
-        square = ((a - b) / noise[..., None]).square().sum(-1)
-        weight = weight / noise.square() / (1 + square / KERNEL**2)
-        both = torch.cat((a, b, torch.ones_like(a[..., :1])), dim=-1)
-        moments = (both * weight[..., None]).mT @ both
-        whole = torch.einsum("ckl,elm,cnm->ekn", linear, moments, linear)
+    for whole, i, j in _edge_systems(problem, unit2world):
         diagonal.index_add_(0, i, whole[:, :7, :7]).index_add_(0, j, whole[:, 7:14, 7:14])
         gradient.index_add_(0, i, whole[:, :7, 14]).index_add_(0, j, whole[:, 7:14, 14])
         across.append(whole[:, :7, 7:14])
@@ -171,6 +165,36 @@ def pose_uncertainty(
     shift = _centre_derivative(unit2world)
     move = (shift @ covariance @ shift.mT).diagonal(dim1=1, dim2=2).sum(-1)
     return factor * turn.clamp_min(0).sqrt(), factor * move.clamp_min(0).sqrt()
+
+
+def rotation_sigma(
+    problem: Problem, unit2world: Float64[Tensor, "view 4 4"]
+) -> Float64[Tensor, " edge"]:
+    """Return the standard deviation (radians) that the rotation of each edge has by itself.
+
+    As if all its pixels erred independently, by its noise.
+    """
+    sigma = [unit2world.new_zeros(0)]
+    for whole, _, _ in _edge_systems(problem, unit2world):
+        block = whole[:, :7, :7]
+        size = block.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
+        eye = torch.eye(7, dtype=block.dtype, device=block.device)
+        inverse = torch.linalg.inv(block + 1e-12 * size * eye)
+        sigma.append(inverse.diagonal(dim1=1, dim2=2)[:, :3].sum(-1).clamp_min(0).sqrt())
+    return torch.cat(sigma)
+
+
+def _edge_systems(
+    problem: Problem, unit2world: Float64[Tensor, "view 4 4"]
+) -> Iterator[tuple[Float64[Tensor, "edge 15 15"], Int64[Tensor, " edge"], Int64[Tensor, " edge"]]]:
+    """Yield, for some edges at a time, the system of unknowns of i, of j, and gradient; i; j."""
+    linear = _LINEAR.to(unit2world.device)
+    for a, b, noise, weight, i, j in _gaps(problem, unit2world):
+        square = ((a - b) / noise[..., None]).square().sum(-1)
+        weight = weight / noise.square() / (1 + square / KERNEL**2)
+        both = torch.cat((a, b, torch.ones_like(a[..., :1])), dim=-1)
+        moments = (both * weight[..., None]).mT @ both
+        yield torch.einsum("ckl,elm,cnm->ekn", linear, moments, linear), i, j
 
 
 class _Gap(NamedTuple):

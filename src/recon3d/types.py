@@ -94,7 +94,8 @@ class Verdict:
     `residual` is the median distance between its pointmaps and the scene over its depth (relative,
     0 is perfect); `edges` counts the good pairs that hold it and `inliers` is the share of their
     pixels that agree with the scene. The uncertainties are standard deviations of the camera's
-    rotation and centre (in scene units) relative to all others; nan where they were not computed.
+    rotation and centre (in scene units) relative to all others, as far as the pairs disagree (an
+    error that all of them share is not seen); nan where no pair is to spare.
     """
 
     residual: float

@@ -1,0 +1,178 @@
+"""Which pairs hold which photos: reasons against pairs, groups, and the joint solve of one group.
+
+Every pair has a reason why it may not hold a photo, empty if it may. Reasons come from the pair
+itself, from the cycles it is part of, and from the solution that it contradicts.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from recon3d.align_focal import Lenses
+from recon3d.align_given import Start, start
+from recon3d.align_init import Canonical, Edges, Pairs, groups, rotation_of, spanning_tree
+from recon3d.align_refine import Solution, refine
+from recon3d.align_samples import Cameras, KeptMaps, Masks, Samples
+from recon3d.config import AlignConfig
+from recon3d.cycles import confirmed_edges, cycle_outliers
+from recon3d.geometry import rotation_angle
+from recon3d.types import View
+
+_CYCLE_SHARE = 0.75
+"""Limit of the rotation left over around three pairs, relative to that between two orders."""
+_ALONE_ROTATION_DEG, _ALONE_SCALE = 15.0, 1.5
+"""Largest disagreement of the two orders of a pair that no other confirms; two random rotations
+come that near once in a thousand."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """All that the predictions say, before any photo is placed."""
+
+    views: tuple[View, ...]
+    samples: Samples
+    maps: KeptMaps
+    canonical: Canonical
+    edges: Edges
+    pairs: Pairs
+    lenses: Lenses
+    cameras: Cameras
+    masks: Masks
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Placed:
+    """One group of views in its world; `rows` and `pair_of_row` are the edges that hold it."""
+
+    members: list[int]
+    rows: Int64[Tensor, " row"]
+    pair_of_row: Int64[Tensor, " row"]
+    samples: Samples
+    begin: Start
+    solution: Solution
+    angle_rad: Float64[Tensor, " row"]
+
+
+def place(
+    evidence: Evidence, reasons: list[str], taken: set[int], config: AlignConfig
+) -> Placed | None:
+    """Return the largest group of views that are not taken yet, None if there is none.
+
+    Solves, drops the pairs that contradict the solution, giving their `reasons`, and solves again
+    until none does.
+    """
+    pairs = evidence.pairs
+    while True:
+        free = [
+            k for k, (a, reason) in enumerate(zip(pairs.a.tolist(), reasons, strict=True))
+            if not reason and a not in taken
+        ]  # fmt: skip
+        good = pairs.take(torch.tensor(free, dtype=torch.long))
+        members = groups(len(evidence.views), good)[0]
+        if len(members) < 2:
+            return None
+        inside = torch.isin(good.a.cpu(), torch.tensor(members)).nonzero().flatten()
+        good, number = good.take(inside), torch.tensor(free)[inside]
+        root, tree = spanning_tree(len(evidence.views), members, good)
+        begin = start(tree, members, root, evidence.cameras, config)
+        rows, pair_of_row = good.rows()
+        used = evidence.samples.take(rows)
+        solution = refine(
+            used, evidence.canonical, begin.unit2world, evidence.edges.residual[rows],
+            begin.anchors, evidence.lenses, config,
+        )  # fmt: skip
+        angle_rad = _rotation_error_rad(solution, used, evidence.edges.unit_j2unit_i[rows])
+        residual, angle = (_by_pair(x, pair_of_row) for x in (solution.seen_residual, angle_rad))
+        astray = (residual > 1.5 * config.max_edge_residual) | (
+            torch.rad2deg(angle) > config.max_edge_rotation_deg
+        )
+        if not bool(astray.any()):
+            return Placed(
+                members=members, rows=rows, pair_of_row=number[pair_of_row], samples=used,
+                begin=begin, solution=solution, angle_rad=angle_rad,
+            )  # fmt: skip
+        for k in number[astray.cpu()].tolist():  # such a pair no longer holds a photo
+            reasons[k] = "contradicts the other pairs"
+
+
+def _by_pair(
+    values: Float64[Tensor, " row"], pair_of_row: Int64[Tensor, " row"]
+) -> Float64[Tensor, " pair"]:
+    """Return the mean over the orders of each pair."""
+    count = torch.bincount(pair_of_row)
+    return values.new_zeros(len(count)).index_add_(0, pair_of_row, values) / count.clamp_min(1)
+
+
+def reasons_of_their_own(pairs: Pairs, config: AlignConfig) -> list[str]:
+    """Return why each pair may not hold a photo, as far as it says so itself; empty if it may."""
+    reasons = []
+    for good, confidence, residual, gap in zip(
+        pairs.is_good(config).tolist(), pairs.confidence.tolist(), pairs.residual.tolist(),
+        pairs.rotation_gap_deg.tolist(), strict=True,
+    ):  # fmt: skip
+        if good:
+            reasons.append("")
+        elif confidence < config.min_edge_confidence:
+            reasons.append("low confidence")
+        elif residual > config.max_edge_residual:
+            reasons.append("its pointmaps do not fit")
+        elif gap > config.max_edge_rotation_deg:
+            reasons.append("its two orders disagree about the rotation")
+        else:
+            reasons.append("its two orders disagree about the scale")
+    return reasons
+
+
+def judge_together(pairs: Pairs, reasons: list[str], n_views: int, config: AlignConfig) -> None:
+    """Add the reasons that only other pairs give: contradicted cycles, or no second witness.
+
+    A pair that is part of no triangle which closes has its two orders as its only witnesses: they
+    must agree well, unless it holds nothing but its two views.
+    """
+    free = [k for k, reason in enumerate(reasons) if not reason]
+    rows = torch.tensor(free, dtype=torch.long)
+    limit_rad = _CYCLE_SHARE * math.radians(config.max_edge_rotation_deg)
+    good = pairs.take(rows)
+    edges = torch.stack((good.a, good.b), dim=-1).numpy(force=True)
+    rotation = rotation_of(good.unit_b2unit_a).numpy(force=True)
+    score = good.score.numpy(force=True)
+    outlier = cycle_outliers(n_views, edges, rotation, score, limit_rad=limit_rad)
+    for k in rows[torch.from_numpy(outlier)].tolist():
+        reasons[k] = "contradicts the cycles it is part of"
+    kept = ~outlier
+    confirmed = confirmed_edges(
+        n_views, edges[kept], rotation[kept], score[kept], limit_rad=limit_rad
+    )
+    good, rows = good.take(torch.from_numpy(kept)), rows[torch.from_numpy(kept)]
+    degree = torch.bincount(torch.cat((good.a, good.b)), minlength=n_views)
+    alone = (degree[good.a] == 1) & (degree[good.b] == 1)
+    loose = (good.rotation_gap_deg > _ALONE_ROTATION_DEG) | (good.scale_gap > _ALONE_SCALE)
+    doubtful = loose & ~alone & ~torch.from_numpy(confirmed).to(loose.device)
+    for k in rows[doubtful.cpu()].tolist():
+        reasons[k] = "its two orders disagree and no other pair confirms it"
+
+
+def _rotation_error_rad(
+    solution: Solution, samples: Samples, unit_j2unit_i: Float64[Tensor, "edge 4 4"]
+) -> Float64[Tensor, " edge"]:
+    """Angle between the solved rotation of each edge and the one it votes for by itself."""
+    rotation = rotation_of(solution.unit2world)
+    solved = rotation[samples.i].mT @ rotation[samples.j]
+    return rotation_angle(solved.mT @ rotation_of(unit_j2unit_i))
+
+
+def why_disconnected(pairs: Pairs, views: Sequence[View], config: AlignConfig) -> str:
+    """Return the sentence for photos none of which overlap, with the figures of the best pair."""
+    k = int(pairs.score.argmax())
+    return (
+        f"no two of the {len(views)} photos overlap confidently. The best pair, "
+        f"{views[int(pairs.a[k])].name} and {views[int(pairs.b[k])].name}, has confidence "
+        f"{float(pairs.confidence[k]):.2f} (needs {config.min_edge_confidence:g}), residual "
+        f"{float(pairs.residual[k]):.2f} (at most {config.max_edge_residual:g}), and its two "
+        f"orders differ by {float(pairs.rotation_gap_deg[k]):.0f} degrees (at most "
+        f"{config.max_edge_rotation_deg:g}). Take photos that overlap by half."
+    )
