@@ -3,10 +3,11 @@
 import torch
 
 from exact_scene import ExactScene, exact_scene
+from published_objective import best_pairs, objective
 from recon3d.align import align
 from recon3d.align_dense import fuse_depth
 from recon3d.config import AlignConfig
-from recon3d.geometry import pixel_grid, transform_points
+from recon3d.geometry import transform_points, unproject
 from recon3d.types import PairPrediction, Scene
 
 
@@ -43,49 +44,14 @@ def test_fused_depth_minimises_the_sum_of_distances():
     assert bool((cost(fused) <= grid.amin(0) * 1.001).all())
 
 
-def published_objective(scene: Scene, predictions: list[PairPrediction]) -> float:
-    """Return the objective of DUSt3R, section 3.4, as slowly and plainly as it is written.
-
-    Mean over ordered pairs and their two maps of the mean weighted distance; the similarity of each
-    pair is the best one for this scene, by many rounds of reweighting, no clever bookkeeping.
-    """
+def value(scene: Scene, predictions: list[PairPrediction]) -> float:
+    """Return the published objective at a scene, its pairs placed as well as they can be."""
     world = [
-        transform_points(
-            cam2world.double(),
-            torch.cat(
-                (
-                    (pixel_grid(*depth.shape).double() - k.double()[:2, 2]) / k.double()[0, 0],
-                    torch.ones(*depth.shape, 1).double(),
-                ),
-                dim=-1,
-            )
-            .mul(depth.double()[..., None])
-            .reshape(-1, 3),
-        )
-        for depth, k, cam2world in zip(scene.depth, scene.intrinsics, scene.cam2world, strict=True)
+        transform_points(pose.double(), unproject(depth.double(), k.double()).reshape(-1, 3))
+        for pose, depth, k in zip(scene.cam2world, scene.depth, scene.intrinsics, strict=True)
     ]
-    total = 0.0
-    for p in predictions:
-        source = torch.cat((p.pointmap_i_in_i.reshape(-1, 3), p.pointmap_j_in_i.reshape(-1, 3)))
-        target = torch.cat((world[p.i], world[p.j]))
-        n_i, n_j = len(world[p.i]), len(world[p.j])
-        weight = torch.cat(
-            (p.confidence_i.flatten().log() / n_i, p.confidence_j.flatten().log() / n_j)
-        ).double()
-        gap = torch.ones(n_i + n_j).double()
-        source = source.double()
-        for _ in range(60):
-            robust = weight / gap.clamp_min(1e-9)
-            share = (robust / robust.sum())[:, None]
-            a, b = source - (share * source).sum(0), target - (share * target).sum(0)
-            u, s, vt = torch.linalg.svd((share * b).mT @ a)
-            sign = torch.tensor([1.0, 1.0, float(torch.linalg.det(u @ vt))]).double()
-            rotation = u @ torch.diag(sign) @ vt
-            scale = (s * sign).sum() / (share * a.square()).sum()
-            moved = scale * a @ rotation.mT + (share * target).sum(0)
-            gap = (moved - target).norm(dim=-1)
-        total += float((weight * gap).sum())
-    return total / len(predictions)
+    pairs = best_pairs(world, predictions)
+    return objective(world, predictions, pairs)
 
 
 def spoilt(scene: Scene, factor: float) -> Scene:
@@ -119,14 +85,14 @@ def test_the_published_objective_is_lower_than_at_the_truth_and_around():
     truth = exact_scene(4)
     predictions = truth.predictions(noise=0.05, outliers=0.05)
     scene = align(predictions, truth.views, AlignConfig())
-    ours = published_objective(scene, predictions)
-    assert ours < published_objective(true_scene(scene, truth), predictions)
-    assert ours < published_objective(spoilt(scene, 0.01), predictions)
+    ours = value(scene, predictions)
+    assert ours < value(true_scene(scene, truth), predictions)
+    assert ours < value(spoilt(scene, 0.01), predictions)
 
 
 def test_the_twin_is_zero_at_the_truth_of_exact_pointmaps():
     truth = exact_scene(3)
     predictions = truth.predictions()
     scene = align(predictions, truth.views, AlignConfig())
-    assert published_objective(scene, predictions) < 1e-4
-    assert published_objective(spoilt(scene, 0.01), predictions) > 1e-3
+    assert value(scene, predictions) < 1e-4
+    assert value(spoilt(scene, 0.01), predictions) > 1e-3
