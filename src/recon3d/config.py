@@ -206,7 +206,8 @@ class RefineConfig:
     edge) of where the matches predict it, and is nearer than `max_ratio` times the second best in
     descriptor space. `max_error` is the largest plausible distance of an observation from its
     point, relative to the long edge. `held_out` is the share of the tracks kept for the check
-    that the cameras became better.
+    that the cameras became better. All pairs together give at most `max_tracks` tracks; where image
+    features find too little, a pair gives at most `max_coarse` matches as they are.
     """
 
     feature_size: int = 1600
@@ -216,6 +217,8 @@ class RefineConfig:
     max_error: float = 0.02
     held_out: float = 0.2
     min_tracks: int = 40
+    max_tracks: int = 20_000
+    max_coarse: int = 200
     max_iterations: int = 50
     shared_focal: bool = False
     refine_focal: bool = True
@@ -238,14 +241,37 @@ class RunConfig:
     fuse: FuseConfig = field(default_factory=FuseConfig)
 
 
+class Baseline(StrEnum):
+    """What `recon3d evaluate` compares with: SIFT with the true intrinsics, and COLMAP."""
+
+    SIFT = "sift"
+    COLMAP = "colmap"
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Training on procedural pairs.
+class EvaluateConfig:
+    """Measuring against ground truth.
+
+    `run` is how recon3d itself is run. Of each scene at most `max_photos` photos take part (None:
+    all) and at most `max_pairs` pairs are solved by themselves, both spread evenly. `scenes` are
+    names of folders; empty takes all.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    baselines: tuple[Baseline, ...] = ()
+    scenes: tuple[str, ...] = ()
+    max_photos: int | None = None
+    max_pairs: int = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What training and pretraining on procedural scenes have in common.
 
     The budget is `minutes` of training time or `pairs` ordered pairs, whichever ends first, counted
-    over all resumed pieces. `stages` is the curriculum: until the given share of the budget, images
-    of that long edge. For the first `matching_share` of the budget only the encoder learns, to find
-    true correspondences. `negative_share` of the pairs show two different scenes.
+    over all resumed pieces and all processes. `stages` is the curriculum: until the given share of
+    the budget, images of that long edge. `compile` is about the renderer. The probe judges the
+    averaged weights on `probe_batches` held-out batches of long edge `probe_size`.
     """
 
     preset: str = "tiny"
@@ -260,7 +286,6 @@ class TrainConfig:
     seed: int = 0
     scenes_per_step: int = 8
     views_per_scene: int = 3
-    negative_share: float = 0.08
     stages: tuple[tuple[float, int], ...] = ((0.65, 128), (0.88, 160), (1.0, 224))
     learning_rate: float = 1e-3
     warmup_steps: int = 200
@@ -268,9 +293,33 @@ class TrainConfig:
     weight_decay: float = 0.03
     gradient_clip: float = 1.0
     ema_decay: float = 0.998
+    log_every_steps: int = 20
+    probe_batches: int = 6
+    probe_size: int = 160
+    probe_every_s: float = 180.0
+    save_every_s: float = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LoopConfig):
+    """Training of a two-view network.
+
+    For the first `matching_share` of the budget only the encoder learns, to find true
+    correspondences. `negative_share` of the pairs show two different scenes. `init` is a file of
+    weights to start from, of a two-view network or of cross-view completion.
+    """
+
+    init: str | None = None
+    negative_share: float = 0.08
     alpha: float = 0.2
     matching_share: float = 0.2
     attention_weight: float = 0.4
     attention_layers: tuple[int, ...] = (1, 2, 3, 4)
-    probe_every_s: float = 180.0
-    save_every_s: float = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(LoopConfig):
+    """Pretraining by cross-view completion; `mask_ratio` of one view's patches are hidden."""
+
+    stages: tuple[tuple[float, int], ...] = ((0.6, 160), (1.0, 224))
+    mask_ratio: float = 0.9

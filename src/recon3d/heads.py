@@ -38,7 +38,8 @@ class LinearHead(nn.Module):
         self.proj = nn.Linear(config.dec_dim, 4 * config.patch_size**2)
 
     def forward(self, features: list[Tensor], grid: Grid) -> Float[Tensor, "B 4 height width"]:
-        x = self.proj(features[-1].float()).mT.unflatten(-1, grid)
+        with torch.autocast(features[-1].device.type, enabled=False):
+            x = self.proj(features[-1].float()).mT.unflatten(-1, grid)
         return F.pixel_shuffle(x, self.patch_size)
 
 
@@ -124,7 +125,9 @@ class DptBody(nn.Module):
             process(features[hook].float().mT.unflatten(-1, grid))
             for process, hook in zip(self.act_postprocess, self.hooks, strict=True)
         ]
-        return self.head(self.scratch(maps))
+        x = self.head[:-1](self.scratch(maps))
+        with torch.autocast(x.device.type, enabled=False):  # what the exponentials act on
+            return self.head[-1](x.float())
 
 
 class DptHead(nn.Module):
@@ -160,7 +163,7 @@ class DescriptorHead(DptHead):
     ) -> Float[Tensor, "B channel height width"]:
         """Return x, y, z, c, then the descriptor, then its confidence."""
         both_BND = torch.cat((features[0].float(), features[-1].float()), dim=-1)
-        local = self.head_local_features(both_BND).mT.unflatten(-1, grid)
+        local = self.head_local_features(both_BND).float().mT.unflatten(-1, grid)
         return torch.cat(
             (super().forward(features, grid), F.pixel_shuffle(local, self.patch_size)), dim=1
         )

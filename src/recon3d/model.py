@@ -180,7 +180,9 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).mT
+        # exact even under autocast: a few thousandths of the work, and every layer adds to it
+        with torch.autocast(images.device.type, enabled=False):
+            return self.proj(images.to(self.proj.weight.dtype)).flatten(2).mT
 
 
 class TwoViewModel(nn.Module):
@@ -259,7 +261,10 @@ class TwoViewModel(nn.Module):
         rope_j = self._rope(grid_j, config.dec_dim, config.dec_heads, tokens_j)
         features_i, features_j = [tokens_i], [tokens_j]
         attention: dict[int, tuple[Tensor, Tensor]] = {}
-        x_i, x_j = self.decoder_embed(tokens_i), self.decoder_embed(tokens_j)
+        # The sum over the layers is kept in the type of the weights, also under autocast.
+        exact = self.dec_norm.weight.dtype
+        x_i = self.decoder_embed(tokens_i).to(exact)
+        x_j = self.decoder_embed(tokens_j).to(exact)
         for layer, (block_i, block_j) in enumerate(
             zip(self.dec_blocks, self.dec_blocks2, strict=True)
         ):
@@ -275,11 +280,20 @@ class TwoViewModel(nn.Module):
         return DecoderTokens(features_i, features_j, attention)
 
     def heads(self, decoded: DecoderTokens, grid_i: Grid, grid_j: Grid) -> TwoViewOutput:
-        """Turn decoder features into pointmaps and confidences, in fp32 even under autocast."""
+        """Turn decoder features into pointmaps and confidences, which are always fp32.
+
+        Under bf16 autocast the convolutions of DPT run in bf16, all that follows in fp32. Under
+        fp16 the whole head is fp32: nothing bounds the size of its features.
+        """
         device = decoded.tokens_i[-1].device.type
-        with torch.autocast(device, enabled=False):
+        bf16 = (
+            torch.is_autocast_enabled(device)
+            and torch.get_autocast_dtype(device) == torch.bfloat16
+        )
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
             raw_i = self.downstream_head1(decoded.tokens_i, grid_i)
             raw_j = self.downstream_head2(decoded.tokens_j, grid_j)
+        with torch.autocast(device, enabled=False):
             output = TwoViewOutput(*activate(raw_i[:, :4]), *activate(raw_j[:, :4]))
             if not self.config.has_descriptors:
                 return output

@@ -103,18 +103,23 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         WeightsError: unreadable, too large, no JSON, or not a model config.
     """
+    return config_from_dict(read_json(path), str(path))
+
+
+def read_json(path: Path) -> object:
+    """Return what a JSON file of at most 64 KiB holds; `Infinity` is read as a number.
+
+    Raises:
+        WeightsError: unreadable, too large or no JSON.
+    """
+    what = "Give the config saved with the weights."
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise WeightsError(
-                f"{path} is larger than {_MAX_BYTES} bytes. Give the config saved with the weights."
-            )
-        values = json.loads(path.read_text(encoding="utf-8"))
+            raise WeightsError(f"{path} is larger than {_MAX_BYTES} bytes. {what}")
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(
             f"{path} cannot be read ({error.strerror}). Check its permissions."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"{path} is not valid JSON ({error}). Give the config saved with the weights."
-        ) from error
-    return config_from_dict(values, str(path))
+        raise WeightsError(f"{path} is not valid JSON ({error}). {what}") from error

@@ -6,7 +6,7 @@ Nothing is executed: no pickle, every size is bounded before memory is taken.
 
 import hashlib
 import json
-import re
+import logging
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,32 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recon3d.checkpoint import Checkpoint, fill_aliases, read_checkpoint
+from recon3d.config import ModelConfig
 from recon3d.errors import WeightsError
 from recon3d.files import atomic_write
 from recon3d.model import TwoViewModel
-from recon3d.model_config import config_to_dict, read_config
+from recon3d.model_config import config_to_dict
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 LICENCE = "Apache-2.0"
-_ALIAS = re.compile(r"(?P<head>.*\.scratch)\.layer_rn\.(?P<index>[0-3])\.weight")
-
-
-def fill_aliases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with the DPT head's `layer_rn.K` names replaced by their twins.
-
-    Published files hold one tensor under both names, or under either of them.
-    """
-    out = {}
-    for name, tensor in tensors.items():
-        match = _ALIAS.fullmatch(name)
-        if match is None:
-            out[name] = tensor
-            continue
-        twin = f"{match['head']}.layer{int(match['index']) + 1}_rn.weight"
-        if twin in tensors and not torch.equal(tensors[twin], tensor):
-            raise WeightsError(f"{twin} and its alias {name} differ: the file is damaged.")
-        out[twin] = tensor
-    return out
 
 
 def load_tensors(model: TwoViewModel, tensors: dict[str, Tensor], source: str) -> None:
@@ -53,7 +38,7 @@ def load_tensors(model: TwoViewModel, tensors: dict[str, Tensor], source: str) -
     tensors = fill_aliases(tensors)
     wanted = model.state_dict()
     missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
-    what = "Give weights saved by recon3d with their config."
+    what = "Give a published checkpoint, or weights saved by recon3d with their config."
     if missing:
         raise WeightsError(f"{source} lacks {len(missing)} tensors, the first {missing[0]}. {what}")
     if unexpected:
@@ -66,62 +51,65 @@ def load_tensors(model: TwoViewModel, tensors: dict[str, Tensor], source: str) -
                 f"{source}: {name} is {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}. "
                 f"{what}"
             )
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
+    copies = {}
+    for name, tensor in tensors.items():
+        # a copy, because the tensor may still be pages of the file it came from
+        copies[name] = tensor.to(torch.float32, copy=True)
+        if not tensor.is_floating_point() or not copies[name].isfinite().all():
             raise WeightsError(f"{source}: {name} holds values that are not finite numbers. {what}")
-    # Copies, because the tensors may still be pages of the file they came from.
-    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(copies, assign=True)
 
 
-def locate(name_or_path: str) -> tuple[Path, Path]:
-    """Return the paths of the tensors and of their config; "embedded" is the packaged model.
+def locate(name_or_path: str) -> Path:
+    """Return the file or folder of some weights; "embedded" is the packaged model.
 
     Raises:
-        WeightsError: when either is missing.
+        WeightsError: when it is missing.
     """
-    if name_or_path == EMBEDDED:
-        path = Path(str(files("recon3d") / "data" / "embedded.safetensors"))
-    else:
-        path = Path(name_or_path)
-        if path.suffix != ".safetensors":
-            raise WeightsError(
-                f"{name_or_path!r} is no .safetensors file. Give {EMBEDDED!r} or the path of one."
-            )
+    if name_or_path != EMBEDDED:
+        return Path(name_or_path)
+    path = Path(str(files("recon3d") / "data" / "embedded.safetensors"))
     for file in (path, path.with_suffix(".json")):
-        if file.is_file():
-            continue
-        if name_or_path == EMBEDDED:
+        if not file.is_file():
             raise WeightsError(
                 f"the weights of the package are missing ({file}). "
-                "Install recon3d again, or give the path of a .safetensors file."
+                "Install recon3d again, or give the path of other weights."
             )
-        raise WeightsError(f"{file} does not exist. Give {EMBEDDED!r} or a file saved by recon3d.")
-    return path, path.with_suffix(".json")
+    return path
 
 
 def load(name_or_path: str, device: torch.device | str = "cpu") -> TwoViewModel:
     """Return the model, in fp32 and evaluation mode, on `device`.
 
+    Args:
+        name_or_path: "embedded", or what checkpoint.read_checkpoint reads.
+        device: where to put it.
+
     Raises:
         WeightsError: missing, damaged, or of another layout.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    checkpoint = read_checkpoint(locate(name_or_path))
+    for note in checkpoint.notes:
+        logger.warning("%s: %s", checkpoint.file, note)
+    return build(checkpoint).to(device).eval()
 
-    path, config_path = locate(name_or_path)
-    config = read_config(config_path)
+
+def build(checkpoint: Checkpoint) -> TwoViewModel:
+    """Return the two-view network of a checkpoint, on the CPU, in fp32.
+
+    Raises:
+        WeightsError: it is no two-view checkpoint, or its tensors are not those of its config.
+    """
+    if not isinstance(checkpoint.config, ModelConfig):
+        raise WeightsError(
+            f"{checkpoint.file} is a CroCo checkpoint: it completes images and has no pointmaps. "
+            "Use it as the start of a training."
+        )
     # No memory is taken before the file has proved to hold what its config promises.
     with torch.device("meta"):
-        model = TwoViewModel(config)
-    expected = sum(p.numel() for p in model.parameters())
-    if path.stat().st_size > 5 * expected + 1_000_000:
-        raise WeightsError(f"{path} is larger than its config says ({expected} parameters).")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is damaged or no safetensors file ({error}).") from error
-    load_tensors(model, tensors, str(path))
-    return model.to(device).eval()
+        model = TwoViewModel(checkpoint.config)
+    load_tensors(model, checkpoint.tensors, str(checkpoint.file))
+    return model
 
 
 def save(
@@ -144,18 +132,19 @@ def save(
 
 def describe(name_or_path: str) -> dict[str, Any]:
     """Return what `recon3d weights info` shows: sizes, parameters, licence, checksum, config."""
-    path, config_path = locate(name_or_path)
-    model = load(name_or_path)
-    with path.open("rb") as file:
+    checkpoint = read_checkpoint(locate(name_or_path))
+    model = build(checkpoint)
+    with checkpoint.file.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     licence = LICENCE if name_or_path == EMBEDDED else "unknown: as granted by who trained them"
     return {
         "name": model.config.name,
-        "path": str(path),
+        "path": str(checkpoint.file),
         "parameters": sum(p.numel() for p in model.parameters()),
         "tensors": len(model.state_dict()),
-        "bytes": path.stat().st_size,
+        "bytes": checkpoint.file.stat().st_size,
         "sha256": checksum,
         "licence": licence,
-        "config": config_to_dict(read_config(config_path)),
+        "notes": list(checkpoint.notes),
+        "config": config_to_dict(model.config),
     }
