@@ -1,0 +1,180 @@
+"""Masks from files: which pixels of each view count.
+
+A mask belongs to the upright photo, pixel by pixel, or is a smaller or larger copy of it. The
+photo's own EXIF orientation says nothing of it: whoever painted the mask saw the photo either
+upright or as stored, and only the size can tell. So a mask is taken as its pixels are stored; an
+orientation in its own EXIF data (tools copy it from the photo, turned or not) counts only where
+the stored size does not fit the upright photo and the turned size does. What fits neither way is
+refused, for nothing says to which side it should be turned.
+"""
+
+import contextlib
+import logging
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from recon3d.config import PhotoConfig
+from recon3d.errors import InputError, UsageError
+from recon3d.geometry import pixel_grid
+from recon3d.image_header import ImageHeader, read_header
+from recon3d.types import View
+
+logger = logging.getLogger(__name__)
+
+MAX_ASPECT_DIFFERENCE = 0.01
+"""Relative difference of aspect ratio up to which a mask is a scaled copy."""
+
+_MAX_FILE_BYTES = 256 * 1024 * 1024
+_N_NAMED = 5  # names that one line of warning holds
+
+
+def read_masks(folder: Path, views: Sequence[View]) -> tuple[Bool[Tensor, "_ _"] | None, ...]:
+    """Return the pixels of each view that count, None for all of them.
+
+    The mask of a/IMG.jpg is a/IMG.jpg.png (COLMAP's naming) or a/IMG.png; without the folder a/
+    too, where no other photo has the same name. Pixels that are black in all colours are to be
+    ignored, all others count, whatever their transparency. A pixel of a view takes what the
+    mask says at its centre. Photos without a mask are warned of.
+
+    Raises:
+        UsageError: no mask of any of the photos; one that cannot be read, is not a PNG file, has
+            not the shape of its photo, or is the photo itself.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder. Give one with a mask IMG.jpg.png per photo.")
+    paths = [_find(folder, names) for names in _candidates([view.name for view in views])]
+    bare = [view.name for view, path in zip(views, paths, strict=True) if path is None]
+    if len(bare) == len(views):
+        raise UsageError(
+            f"{folder} holds no mask of any photo. Name that of {views[0].name[:80]!r}"
+            f" {PurePosixPath(views[0].name).name[:80] + '.png'!r}."
+        )
+    if bare:
+        shown = ", ".join(repr(name[:80]) for name in bare[:_N_NAMED])
+        more = f" and {len(bare) - _N_NAMED} more" if len(bare) > _N_NAMED else ""
+        logger.warning("%s: %d photos without a mask (%s%s)", folder, len(bare), shown, more)
+    return tuple(
+        None if path is None else _resample(_read_mask(path, view), view)
+        for path, view in zip(paths, views, strict=True)
+    )
+
+
+def _candidates(names: Sequence[str]) -> Iterator[list[PurePosixPath]]:
+    """Yield for each photo the relative paths that its mask may have, best first."""
+    # a name may be a whole path: it must not lead out of the folder of masks
+    whole = [
+        PurePosixPath(*(part for part in PurePosixPath(name).parts if part not in ("/", "..")))
+        for name in names
+    ]
+    kinds = [
+        [path.with_name(f"{path.name}.png") for path in whole],
+        [path.with_suffix(".png") for path in whole],
+        [PurePosixPath(f"{path.name}.png") for path in whole],
+        [PurePosixPath(f"{path.stem}.png") for path in whole],
+    ]
+    counts = [Counter(paths) for paths in kinds]
+    for of_photo in zip(*kinds, strict=True):
+        # what could be the mask of two photos is that of neither
+        yield [path for path, count in zip(of_photo, counts, strict=True) if count[path] == 1]
+
+
+def _find(folder: Path, candidates: Sequence[PurePosixPath]) -> Path | None:
+    for path in candidates:
+        with contextlib.suppress(OSError):  # a name that is too long for the file system
+            if (folder / path).exists():
+                return folder / path
+    return None
+
+
+def _read_mask(path: Path, view: View) -> Bool[np.ndarray, "mask_height mask_width"]:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE_BYTES:
+            raise InputError(f"not a regular file of at most {_MAX_FILE_BYTES} bytes")
+        data = path.read_bytes()
+        if sha256(data).hexdigest() == view.sha256:
+            raise InputError("it is the photo itself")
+        header = read_header(data)
+        if header.format != "png":
+            raise InputError(f"a {header.format.upper()} file, not PNG")
+        orientation = _orientation(header, view)
+        if header.width * header.height > PhotoConfig.max_pixels:
+            raise InputError(f"{header.width} x {header.height} pixels are too many")
+        levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except OSError as error:
+        raise UsageError(f"the mask {path} cannot be read ({error.strerror}). Check it.") from error
+    except InputError as error:
+        raise UsageError(
+            f"the mask {path} cannot be used: {error}."
+            " Give a PNG file painted on the upright photo."
+        ) from error
+    except (cv2.error, MemoryError) as error:
+        raise UsageError(f"the mask {path} cannot be decoded. Write it anew.") from error
+    if levels is None or levels.shape[:2] != (header.height, header.width):
+        raise UsageError(f"the mask {path} is damaged or cut short. Write it anew.")
+    colours = np.atleast_3d(levels)
+    if colours.shape[2] in (2, 4):
+        colours = colours[:, :, :-1]  # without transparency
+    counts = np.asarray((colours > 0).any(axis=2))
+    return _turn(counts, orientation)
+
+
+def _orientation(header: ImageHeader, view: View) -> int:
+    """Return how to turn the mask (EXIF, 1 is not at all) so that it has the photo's shape."""
+    if _fits(header.width, header.height, view):
+        return 1
+    if header.orientation >= 5 and _fits(header.height, header.width, view):
+        return header.orientation
+    raise InputError(
+        f"{header.width} x {header.height} pixels, but the upright photo has"
+        f" {view.photo_width} x {view.photo_height}"
+    )
+
+
+def _fits(width: int, height: int, view: View) -> bool:
+    ratio = width * view.photo_height / (height * view.photo_width)
+    return abs(ratio - 1) <= MAX_ASPECT_DIFFERENCE
+
+
+def _turn(
+    mask: Bool[np.ndarray, "stored_height stored_width"], orientation: int
+) -> Bool[np.ndarray, "height width"]:
+    """Return the mask upright; of the orientations only those that swap the sides occur."""
+    if orientation < 5:
+        return mask
+    turned = mask.T  # orientation 5; the others are mirrored as well
+    if orientation in (6, 7):
+        turned = turned[:, ::-1]
+    if orientation in (7, 8):
+        turned = turned[::-1]
+    return turned
+
+
+def _resample(
+    mask: Bool[np.ndarray, "mask_height mask_width"], view: View
+) -> Bool[Tensor, "height width"]:
+    """Return the mask at the pixel centres of the view; those beyond its rim take the rim's."""
+    height, width = mask.shape
+    photo2view = view.photo2view.double()
+    # x and y are mapped apart: photo2view scales and shifts
+    x, y = (
+        ((pixels.double() - photo2view[axis, 2]) / photo2view[axis, axis]).numpy()
+        for axis, pixels in enumerate(_centres(view))
+    )
+    column = np.floor(x * width / view.photo_width).astype(np.int64).clip(0, width - 1)
+    row = np.floor(y * height / view.photo_height).astype(np.int64).clip(0, height - 1)
+    return torch.from_numpy(mask[np.ix_(row, column)])
+
+
+def _centres(view: View) -> tuple[Float[Tensor, " width"], Float[Tensor, " height"]]:
+    grid = pixel_grid(*view.image.shape[-2:])
+    return grid[0, :, 0], grid[:, 0, 1]
