@@ -1,0 +1,104 @@
+"""Adjusted cameras -> the scene: in its old world, with depth that meets the tracks."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from recon3d.bundle_solve import UNIT, Problem, Rig, depth_in_camera, fit_tracks, well_seen
+from recon3d.geometry import umeyama
+from recon3d.tracks import Tracks
+from recon3d.types import Scene
+
+_MIN_POINTS = 10  # of a view, to measure the scale of its depth
+
+
+def rebuilt_scene(scene: Scene, problem: Problem, rig: Rig, tracks: Tracks) -> Scene:
+    """Return the scene with the cameras of `rig`, and depth maps scaled to the points of tracks.
+
+    The first fixed view, else the first view, keeps its camera's place and its depth; two fixed
+    views or more keep their places alone. Views without tracks keep their place among the others.
+    """
+    held = torch.zeros(len(scene.views), dtype=torch.bool)
+    held[tracks.view] = True
+    growth, common = _depth_growth(scene, problem, rig, tracks)
+    old, new = scene.cam2world.double().cpu(), rig.cam2world
+    fixed = problem.constant_pose.nonzero().flatten().tolist()
+    pinned = [n for n in fixed if held[n]]
+    if len(pinned) < 2:
+        # the views that tracks hold go back to where they were, as one; the others never left
+        turn = torch.eye(3, dtype=torch.float64)
+        if not pinned:
+            ends = _ends(new[held], common)
+            weights = torch.ones(len(ends), dtype=torch.float64)
+            _, turn, _ = umeyama(ends, _ends(old[held], 1.0), weights)
+        near = pinned or held.nonzero().flatten().tolist()
+        shift = (old[near, :3, 3] - new[near, :3, 3] @ turn.mT / common).mean(0)
+        new = torch.where(held[:, None, None], _moved(new, 1 / common, turn, shift), old)
+        growth = torch.where(held, growth / common, growth)
+    if len(fixed) < 2:
+        # then all of them together, so that one camera and its depth stay exactly as they were
+        anchor = fixed[0] if fixed else 0
+        scale = float(1 / growth[anchor])
+        turn = old[anchor, :3, :3] @ new[anchor, :3, :3].mT
+        shift = old[anchor, :3, 3] - scale * turn @ new[anchor, :3, 3]
+        new, growth = _moved(new, scale, turn, shift), growth * scale
+        new[anchor] = old[anchor]
+    intrinsics = scene.intrinsics.double().cpu().clone()
+    intrinsics[held, 0, 0] = (rig.focal / problem.unit[:, 0])[held]
+    intrinsics[held, 1, 1] = (rig.focal / problem.unit[:, 1])[held]
+    return replace(
+        scene,
+        cam2world=new.to(scene.cam2world),
+        intrinsics=intrinsics.to(scene.intrinsics),
+        depth=tuple(
+            depth * float(factor) for depth, factor in zip(scene.depth, growth, strict=True)
+        ),
+    )
+
+
+def _depth_growth(
+    scene: Scene, problem: Problem, rig: Rig, tracks: Tracks
+) -> tuple[Float64[Tensor, " view"], float]:
+    """Return by which factor each view's depth grows to meet the tracks, and that of all together.
+
+    Views without enough tracks grow like all together, views without any not at all.
+    """
+    fit = fit_tracks(problem, rig, tracks)
+    z = depth_in_camera(fit.points, rig, tracks)[:, 2]
+    good = well_seen(rig, tracks, fit, problem.config.max_error * UNIT)
+    column, row = tracks.pixels.floor().long().T
+    known = torch.zeros(len(z), dtype=torch.float64)
+    for n, depth in enumerate(scene.depth):
+        mine = tracks.view == n
+        height, width = depth.shape
+        inside = row[mine].clamp(0, height - 1), column[mine].clamp(0, width - 1)
+        known[mine] = depth.double().cpu()[inside]
+    good &= (known > 0) & (z > 0)
+    ratio = (z[good] / known[good]).log()
+    common = float(ratio.median().exp()) if len(ratio) else 1.0
+    growth = torch.ones(len(scene.views), dtype=torch.float64)
+    for n in set(tracks.view.tolist()):
+        mine = ratio[tracks.view[good] == n]
+        growth[n] = mine.median().exp() if len(mine) >= _MIN_POINTS else common
+    return growth, common
+
+
+def _ends(cam2world: Float64[Tensor, "view 4 4"], length: float) -> Float64[Tensor, "point 3"]:
+    """Return the camera centres and the ends of their axes."""
+    centre, axes = cam2world[:, :3, 3], cam2world[:, :3, :3].mT
+    return torch.cat((centre, (centre[:, None] + length * axes).flatten(0, 1)))
+
+
+def _moved(
+    cam2world: Float64[Tensor, "view 4 4"],
+    scale: float,
+    turn: Float64[Tensor, "3 3"],
+    shift: Float64[Tensor, "3"],
+) -> Float64[Tensor, "view 4 4"]:
+    """Return the cameras after a similarity of the world."""
+    moved = cam2world.clone()
+    moved[:, :3, :3] = turn @ cam2world[:, :3, :3]
+    moved[:, :3, 3] = scale * cam2world[:, :3, 3] @ turn.mT + shift
+    return moved

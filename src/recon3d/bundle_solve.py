@@ -1,0 +1,227 @@
+"""The bundle adjustment itself: cameras and tracks -> cameras, by COLMAP's solver.
+
+Images are measured in thousandths of the long edge of the photo, from the principal point, so that
+photos of all sizes and shapes weigh the same and may share a focal length.
+
+Source: Triggs et al., Bundle adjustment: a modern synthesis, 1999; Schoenberger and Frahm,
+Structure-from-motion revisited, CVPR 2016 (COLMAP).
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from recon3d.config import RefineConfig
+from recon3d.errors import UsageError
+from recon3d.geometry import invert_rigid, transform_points
+from recon3d.tracks import Tracks, ray_angle, select_observations, triangulate
+from recon3d.types import Scene
+
+UNIT = 1000.0
+"""Long edge of every photo."""
+MIN_ANGLE = math.radians(1.0)
+"""Of the rays of a track; below, the distance of its point is guesswork."""
+_LOSS_SCALE = 1.0  # where Cauchy's loss bends, in thousandths: the noise of good features
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Rig:
+    """Cameras; focal lengths in thousandths."""
+
+    cam2world: Float64[Tensor, "view 4 4"]
+    focal: Float64[Tensor, " view"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Problem:
+    """What no adjustment changes: `unit` is thousandths per pixel of a view, x and y."""
+
+    unit: Float64[Tensor, "view 2"]
+    centre: Float64[Tensor, "view 2"]
+    constant_focal: Bool[Tensor, " view"]
+    constant_pose: Bool[Tensor, " view"]
+    config: RefineConfig
+
+    def image(self, tracks: Tracks) -> Float64[Tensor, "observation 2"]:
+        """Return the observations in thousandths from the principal point."""
+        return (tracks.pixels - self.centre[tracks.view]) * self.unit[tracks.view]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Fit:
+    """Points of tracks, and how far each observation is off in thousandths (inf: behind)."""
+
+    points: Float64[Tensor, "track 3"]
+    error: Float64[Tensor, " observation"]
+
+
+def require_pycolmap() -> ModuleType:
+    """Return pycolmap, quiet.
+
+    Raises:
+        UsageError: it is missing; says how to install it.
+    """
+    try:
+        import pycolmap
+    except ImportError as error:
+        raise UsageError(
+            "--refine needs pycolmap: pip install 'recon3d[colmap]', or leave it out."
+        ) from error
+    # its log goes to stderr, past every handler
+    pycolmap.logging.minloglevel = int(pycolmap.logging.Level.FATAL)
+    return pycolmap
+
+
+def problem_of(scene: Scene, config: RefineConfig, fixed: Collection[int]) -> tuple[Problem, Rig]:
+    """Return what stays and the cameras to start from; `fixed` views keep their place."""
+    intrinsics = scene.intrinsics.double().cpu()
+    focal_px = intrinsics[:, [0, 1], [0, 1]]
+    unit_x = torch.tensor(
+        [
+            UNIT / (float(view.photo2view[0, 0]) * max(view.photo_width, view.photo_height))
+            for view in scene.views
+        ],
+        dtype=torch.float64,
+    )
+    focal = focal_px[:, 0] * unit_x
+    given = torch.tensor([verdict.focal_source == "given" for verdict in scene.verdicts])
+    if config.shared_focal and not bool(given.all()):
+        focal = torch.where(given, focal, focal[~given].median())
+    problem = Problem(
+        unit=unit_x[:, None] * focal_px[:, :1] / focal_px,
+        centre=intrinsics[:, :2, 2],
+        constant_focal=given | (not config.refine_focal),
+        constant_pose=torch.tensor([n in fixed for n in range(len(scene.views))]),
+        config=config,
+    )
+    return problem, Rig(cam2world=scene.cam2world.double().cpu(), focal=focal)
+
+
+def fit_tracks(problem: Problem, rig: Rig, tracks: Tracks) -> Fit:
+    """Return where the tracks lie by these cameras, and how far the observations are off."""
+    image = problem.image(tracks)
+    cam2world, focal = rig.cam2world[tracks.view], rig.focal[tracks.view]
+    in_cam = torch.cat((image / focal[:, None], torch.ones(len(image), 1).double()), dim=1)
+    direction = (cam2world[:, :3, :3] @ in_cam[..., None])[..., 0]
+    points = triangulate(
+        cam2world[:, :3, 3],
+        torch.nn.functional.normalize(direction, dim=-1),
+        tracks.track,
+        tracks.n_tracks,
+    )
+    seen = depth_in_camera(points, rig, tracks)
+    off = seen[:, :2] * (focal / seen[:, 2])[:, None] - image
+    error = torch.where(seen[:, 2] > 0, off.norm(dim=-1), torch.inf)
+    return Fit(points=points, error=error.nan_to_num(nan=torch.inf, posinf=torch.inf))
+
+
+def depth_in_camera(
+    points: Float64[Tensor, "track 3"], rig: Rig, tracks: Tracks
+) -> Float64[Tensor, "observation 3"]:
+    """Return the point of each observation in its camera."""
+    world2cam = invert_rigid(rig.cam2world[tracks.view])
+    return transform_points(world2cam, points[tracks.track, None])[:, 0]
+
+
+def well_seen(rig: Rig, tracks: Tracks, fit: Fit, bound: float) -> Bool[Tensor, " observation"]:
+    """Return the observations at most `bound` off, of points whose rays meet at an angle."""
+    angle = ray_angle(fit.points, rig.cam2world[tracks.view, :3, 3], tracks.track)
+    return (fit.error <= bound) & (angle >= MIN_ANGLE)[tracks.track]
+
+
+def adjust(problem: Problem, rig: Rig, tracks: Tracks) -> Rig:
+    """Return the cameras after one adjustment of all tracks that fit roughly.
+
+    Cameras without tracks stay; so do all where fewer than `min_tracks` fit.
+    """
+    pycolmap = require_pycolmap()
+    fit = fit_tracks(problem, rig, tracks)
+    bound = problem.config.max_error * UNIT
+    middle = min(bound, float(fit.error.median()))
+    good = well_seen(rig, tracks, fit, bound)
+    _, kept = tracks.track[good].unique(return_counts=True)
+    if int((kept >= 2).sum()) < problem.config.min_tracks:
+        return rig
+    tracks = select_observations(tracks, good)
+    points = fit_tracks(problem, rig, tracks).points
+    model = _model(pycolmap, problem, rig, tracks, points)
+    setup = pycolmap.BundleAdjustmentConfig()
+    for number, image in model.images.items():
+        setup.add_image(number)
+        if problem.constant_pose[number - 1]:
+            setup.set_constant_rig_from_world_pose(image.frame_id)
+        if problem.constant_focal[number - 1]:
+            setup.set_constant_cam_intrinsics(image.camera_id)
+    if not setup.num_constant_rig_from_world_poses():
+        setup.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    options = _options(pycolmap, problem.config, max(_LOSS_SCALE, middle))
+    pycolmap.create_default_bundle_adjuster(options, setup, model).solve()
+    cam2world, focal = rig.cam2world.clone(), rig.focal.clone()
+    for number, image in model.images.items():
+        world2cam = torch.eye(4, dtype=torch.float64)
+        world2cam[:3] = torch.from_numpy(image.cam_from_world().matrix())
+        cam2world[number - 1] = invert_rigid(world2cam)
+        focal[number - 1] = float(model.cameras[image.camera_id].params[0])
+    return Rig(cam2world=cam2world, focal=focal)
+
+
+def _options(pycolmap: ModuleType, config: RefineConfig, loss_scale: float) -> Any:
+    options = pycolmap.BundleAdjustmentOptions()
+    options.print_summary = False
+    options.refine_focal_length = config.refine_focal
+    options.refine_extra_params = False
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    options.ceres.loss_function_scale = loss_scale
+    options.ceres.solver_options.max_num_iterations = config.max_iterations
+    options.ceres.solver_options.function_tolerance = 1e-6
+    options.ceres.solver_options.num_threads = 1  # sums in one order, the same on every run
+    return options
+
+
+def _model(
+    pycolmap: ModuleType,
+    problem: Problem,
+    rig: Rig,
+    tracks: Tracks,
+    points: Float64[Tensor, "track 3"],
+) -> Any:
+    """Return COLMAP's model of the views that tracks see; image n + 1 is view n."""
+    model = pycolmap.Reconstruction()
+    image = problem.image(tracks)
+    place = torch.zeros(len(image), dtype=torch.int64)  # of each observation in its image
+    world2cam = invert_rigid(rig.cam2world)
+    free = [n for n, constant in enumerate(problem.constant_focal.tolist()) if not constant]
+    for n in tracks.view.unique().tolist():
+        shared = problem.config.shared_focal and n in free
+        camera = free[0] + 1 if shared else n + 1
+        if camera not in model.cameras:
+            model.add_camera_with_trivial_rig(
+                pycolmap.Camera(
+                    model="SIMPLE_PINHOLE",
+                    width=int(UNIT),
+                    height=int(UNIT),
+                    params=[float(rig.focal[n]), 0.0, 0.0],
+                    camera_id=camera,
+                )
+            )
+        mine = tracks.view == n
+        place[mine] = torch.arange(int(mine.sum()))
+        model.add_image_with_trivial_frame(
+            pycolmap.Image(
+                name=str(n), keypoints=image[mine].numpy(), camera_id=camera, image_id=n + 1
+            ),
+            pycolmap.Rigid3d(world2cam[n, :3].numpy()),
+        )
+    members: list[list[object]] = [[] for _ in range(tracks.n_tracks)]
+    observations = zip(tracks.track.tolist(), tracks.view.tolist(), place.tolist(), strict=True)
+    for track, view, index in observations:
+        members[track].append(pycolmap.TrackElement(view + 1, index))
+    for point, elements in zip(points.numpy(), members, strict=True):
+        model.add_point3D(point, pycolmap.Track(elements))
+    return model

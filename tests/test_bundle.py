@@ -1,0 +1,246 @@
+"""Refinement of exact scenes with spoilt cameras, and of what must not be refined."""
+
+import sys
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from exact_scene import ExactScene, errors, exact_scene
+from recon3d.bundle import refine_scene
+from recon3d.config import MatchConfig, RefineConfig
+from recon3d.errors import UsageError
+from recon3d.geometry import compose, invert_rigid, project, so3_exp, transform_points
+from recon3d.matches import Matches, matches_of_prediction, merge_orders
+from recon3d.types import Scene, Verdict
+
+N_VIEWS = 4
+CONFIG = RefineConfig()
+
+
+@cache
+def truth() -> ExactScene:
+    return exact_scene(N_VIEWS, shapes=((96, 128), (128, 96)))
+
+
+@cache
+def pixel_matches() -> tuple[Matches, ...]:
+    """Matches between whole pixels: right to about half of one."""
+    config = MatchConfig(stride=2, max_distance=0.01)
+    return tuple(merge_orders(matches_of_prediction(p, config) for p in truth().predictions()))
+
+
+@cache
+def true_matches() -> tuple[Matches, ...]:
+    """The same with the exact place in the second view."""
+    scene = truth()
+    exact = []
+    for one in pixel_matches():
+        column, row = one.pixels_i.floor().long().T
+        cam_i2cam_j = compose(invert_rigid(scene.cam2world[one.j]), scene.cam2world[one.i])
+        points = transform_points(cam_i2cam_j, scene.pointmap(one.i)[row, column])
+        exact.append(replace(one, pixels_j=project(points, scene.intrinsics(one.j)).float()))
+    return tuple(exact)
+
+
+def nonsense() -> list[Matches]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        replace(one, pixels_j=one.pixels_j[torch.randperm(len(one.pixels_j), generator=generator)])
+        for one in true_matches()
+    ]
+
+
+def spoilt_scene(*, focal_source: str = "estimated", same_focal: bool = False) -> Scene:
+    """Return the true scene with cameras turned by some degrees and moved, depth out of scale."""
+    scene = truth()
+    generator = torch.Generator().manual_seed(3)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).double()
+
+    cam2world = scene.cam2world.clone()
+    cam2world[:, :3, :3] = so3_exp(0.02 * noise(N_VIEWS, 3)) @ cam2world[:, :3, :3]
+    cam2world[:, :3, 3] += 0.05 * noise(N_VIEWS, 3)
+    intrinsics = torch.stack([scene.intrinsics(n) for n in range(N_VIEWS)])
+    factor = (0.05 * noise(1 if same_focal else N_VIEWS)).exp()
+    intrinsics[:, [0, 1], [0, 1]] *= factor[:, None]
+    verdict = Verdict(
+        residual=0.1, edges=3, rotation_uncertainty_deg=1.0, focal_source=focal_source
+    )
+    return Scene(
+        views=scene.views,
+        cam2world=cam2world.float(),
+        intrinsics=intrinsics.float(),
+        depth=tuple((d * (0.2 * noise()).exp()).float() for d in scene.depth),
+        confidence=tuple(2 * torch.ones(d.shape) for d in scene.depth),
+        verdicts=(verdict,) * N_VIEWS,
+    )
+
+
+pycolmap = pytest.importorskip("pycolmap", reason="needs the extra colmap")
+
+
+def test_spoilt_cameras_become_better() -> None:
+    start = spoilt_scene()
+    told: list[tuple[str, int, int]] = []
+    scene, report = refine_scene(
+        start, true_matches(), CONFIG, track=lambda *step: told.append(step)
+    )
+    before, after = errors(start, truth()), errors(scene, truth())
+    assert before["rotation_deg"] > 2
+    assert min(before["centre"], before["focal"], before["depth"]) > 0.02
+    assert after["rotation_deg"] < 0.02
+    assert max(after["centre"], after["focal"]) < 1e-3
+    assert after["depth"] < 0.01
+    assert report.improved
+    assert report.reason == ""
+    assert report.refined == tuple(view.name for view in truth().views)
+    assert report.error_after < 0.02 * report.error_before
+    assert 0.1 * report.n_tracks < report.n_held_out < 0.3 * report.n_tracks
+    assert told == [("refine", n, 3) for n in (1, 2, 3)]
+    # the first camera and its depth set the world
+    assert torch.equal(scene.cam2world[0], start.cam2world[0])
+    assert torch.allclose(scene.depth[0], start.depth[0])
+    assert scene.cam2world.dtype == scene.intrinsics.dtype == scene.depth[1].dtype == torch.float32
+    assert torch.equal(scene.intrinsics[:, :2, 2], start.intrinsics[:, :2, 2])
+
+
+def test_half_a_pixel_of_noise_is_no_harm() -> None:
+    start = spoilt_scene()
+    scene, report = refine_scene(start, pixel_matches(), CONFIG)
+    before, after = errors(start, truth()), errors(scene, truth())
+    assert report.improved
+    for name in before:
+        assert after[name] < 0.5 * before[name], name
+
+
+def test_the_same_on_every_run() -> None:
+    first, second = (refine_scene(spoilt_scene(), true_matches(), CONFIG) for _ in range(2))
+    assert first[1] == second[1]
+    assert torch.equal(first[0].cam2world, second[0].cam2world)
+
+
+def test_nonsense_leaves_the_scene_as_it_was() -> None:
+    start = spoilt_scene()
+    scene, report = refine_scene(start, nonsense(), CONFIG)
+    assert scene is start
+    assert not report.improved
+    assert "fit" in report.reason or "focal" in report.reason
+
+
+def test_a_perfect_scene_is_not_made_worse() -> None:
+    perfect = replace(
+        spoilt_scene(),
+        cam2world=truth().cam2world.float(),
+        intrinsics=torch.stack([truth().intrinsics(n) for n in range(N_VIEWS)]).float(),
+        depth=tuple(d.float() for d in truth().depth),
+    )
+    scene, _ = refine_scene(perfect, true_matches(), CONFIG)
+    after = errors(scene, truth())
+    assert after["rotation_deg"] < 0.02
+    assert after["depth"] < 0.01
+
+
+@pytest.mark.parametrize("some", [[], [replace(one) for one in true_matches()[:1]]])
+def test_too_few_matches_leave_the_scene_as_it_was(some: list[Matches]) -> None:
+    start = spoilt_scene()
+    few = [
+        replace(one, pixels_i=one.pixels_i[:20], pixels_j=one.pixels_j[:20],
+                confidence=one.confidence[:20])
+        for one in some
+    ]  # fmt: skip
+    scene, report = refine_scene(start, few, CONFIG)
+    assert scene is start
+    assert report.reason == f"{20 * len(few)} tracks, at least 40 are needed"
+
+
+def test_too_few_photos_leave_the_scene_as_it_was() -> None:
+    """One pair of four photos is joined; here half is enough, so five photos are asked for."""
+    start = spoilt_scene()
+    more = replace(
+        start,
+        views=(*start.views, replace(start.views[0], name="lonely.jpg")),
+        cam2world=torch.cat((start.cam2world, torch.eye(4)[None])),
+        intrinsics=torch.cat((start.intrinsics, start.intrinsics[:1])),
+        depth=(*start.depth, start.depth[0]),
+        confidence=(*start.confidence, start.confidence[0]),
+        verdicts=(*start.verdicts, start.verdicts[0]),
+    )
+    pair = [one for one in true_matches() if (one.i, one.j) == (0, 1)]
+    scene, report = refine_scene(more, pair, CONFIG)
+    assert scene is more
+    assert report.reason == "tracks join only 2 of 5 photos"
+
+
+def test_photos_without_tracks_keep_their_place() -> None:
+    start = spoilt_scene()
+    some = [one for one in true_matches() if 0 not in (one.i, one.j)]
+    scene, report = refine_scene(start, some, CONFIG)
+    assert report.refined == ("1.jpg", "2.jpg", "3.jpg")
+    assert torch.equal(scene.cam2world[0], start.cam2world[0])
+    assert torch.equal(scene.intrinsics[0], start.intrinsics[0])
+    assert torch.equal(scene.depth[0], start.depth[0])
+    # the others are better among themselves, and still about where they were
+    others = [
+        replace(
+            s, views=s.views[1:], cam2world=s.cam2world[1:], intrinsics=s.intrinsics[1:],
+            depth=s.depth[1:], confidence=s.confidence[1:], verdicts=s.verdicts[1:],
+        )
+        for s in (start, scene)
+    ]  # fmt: skip
+    before, after = (errors(s, truth(), placed=(1, 2, 3)) for s in others)
+    assert after["rotation_deg"] < 0.02 < before["rotation_deg"]
+    moved = scene.cam2world[1:, :3, 3].mean(0) - start.cam2world[1:, :3, 3].mean(0)
+    assert float(moved.norm()) < 0.01
+
+
+def test_given_focal_lengths_and_places_stay() -> None:
+    start = spoilt_scene(focal_source="given")
+    scene, _ = refine_scene(start, true_matches(), CONFIG)
+    assert torch.allclose(scene.intrinsics, start.intrinsics)
+    assert not torch.equal(scene.cam2world[1], start.cam2world[1])
+    true_places = replace(spoilt_scene(), cam2world=truth().cam2world.float())
+    true_places.cam2world[1] = spoilt_scene().cam2world[1]
+    for fixed in ((0, 2, 3), (2,)):
+        scene, report = refine_scene(true_places, true_matches(), CONFIG, fixed=fixed)
+        assert report.improved
+        for n in fixed:
+            assert torch.allclose(scene.cam2world[n], true_places.cam2world[n], atol=1e-6)
+        assert errors(scene, truth())["rotation_deg"] < 0.02
+    assert torch.allclose(scene.depth[2], true_places.depth[2])
+
+
+def test_without_refining_focal_lengths() -> None:
+    start = spoilt_scene()
+    scene, _ = refine_scene(start, true_matches(), replace(CONFIG, refine_focal=False))
+    assert torch.allclose(scene.intrinsics, start.intrinsics)
+
+
+def test_a_shared_focal_length_is_one_of_the_photo() -> None:
+    """Views of other shapes share it in relation to their photos' long edges."""
+    scene, _ = refine_scene(
+        spoilt_scene(same_focal=True), true_matches(), replace(CONFIG, shared_focal=True)
+    )
+    focal = scene.intrinsics[:, 0, 0]
+    assert torch.allclose(focal, focal[0].expand(N_VIEWS))
+    assert torch.allclose(focal, scene.intrinsics[:, 1, 1])
+
+
+def test_pictures_without_features_fall_back_to_the_matches() -> None:
+    def grey(view: object) -> np.ndarray:
+        return np.full((192, 256, 3) if view.image.shape[1] == 96 else (256, 192, 3), 128, np.uint8)
+
+    start = spoilt_scene()
+    plain, _ = refine_scene(start, true_matches(), CONFIG)
+    scene, report = refine_scene(start, true_matches(), CONFIG, rgb_of=grey)
+    assert report.sharp_pairs == 0
+    assert torch.equal(scene.cam2world, plain.cam2world)
+
+
+def test_a_missing_solver_names_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    with pytest.raises(UsageError, match=r"pip install 'recon3d\[colmap\]'"):
+        refine_scene(spoilt_scene(), true_matches(), CONFIG)
