@@ -9,7 +9,15 @@ from torch import Tensor
 from recon3d.config import PRESETS, HeadType, ModelConfig, Precision, PredictConfig
 from recon3d.errors import ResourceError, UsageError
 from recon3d.model import TwoViewModel, TwoViewOutput
-from recon3d.predict import predict_pairs, resolve_device, resolve_precision
+from recon3d.predict import (
+    _Runner,
+    encode_views,
+    predict_encoded,
+    predict_pairs,
+    resolve_device,
+    resolve_precision,
+)
+from recon3d.retrieval import pooled_similarity
 from recon3d.types import PairPrediction, View
 
 FP32 = PredictConfig(device="cpu", precision=Precision.FP32)
@@ -396,3 +404,75 @@ def test_the_gpu_agrees_with_the_cpu(model: TwoViewModel, views: tuple[View, ...
     for pair, tensors in found.items():
         for a, b in zip(tensors, expected[pair], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+def test_encoding_then_predicting_is_the_same_as_both_at_once(
+    model: TwoViewModel, views: tuple[View, ...], monkeypatch: pytest.MonkeyPatch
+):
+    told: list[tuple[str, int, int]] = []
+    at_once = by_pair(list(predict_pairs(model, views, [(0, 1), (2, 4)], FP32)))
+    encoded = encode_views(model, views, FP32, track=lambda *step: told.append(step))
+    assert told == [("encode", 3, 5), ("encode", 5, 5)]
+    assert list(encoded.tokens) == [0, 1, 2, 3, 4]
+    assert encoded.grids == ((2, 3), (3, 2), (2, 3), (3, 2), (2, 3))
+    # between the two, the tokens say which photos look alike
+    similarity = pooled_similarity(list(encoded.tokens.values()))
+    assert similarity.shape == (5, 5)
+
+    def no_second_time(batch: Tensor) -> None:
+        raise AssertionError("encoded again")
+
+    wrap(monkeypatch, model, "encode", no_second_time)
+    in_turn = by_pair(list(predict_encoded(model, encoded, [(0, 1), (2, 4)], FP32)))
+    assert in_turn.keys() == at_once.keys()
+    for pair, tensors in in_turn.items():
+        for a, b in zip(tensors, at_once[pair], strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-4)
+
+
+def test_tokens_may_come_from_elsewhere_in_another_type(
+    model: TwoViewModel, views: tuple[View, ...]
+):
+    encoded = encode_views(model, views, config(precision=Precision.BF16, tokens_on_host=True))
+    assert {tokens.dtype for tokens in encoded.tokens.values()} == {torch.bfloat16}
+    assert {tokens.device.type for tokens in encoded.tokens.values()} == {"cpu"}
+    exact = by_pair(list(predict_pairs(model, views, [(0, 1)], FP32)))
+    found = by_pair(list(predict_encoded(model, encoded, [(0, 1)], FP32)))
+    for pair, tensors in found.items():
+        for a, b in zip(tensors, exact[pair], strict=True):
+            assert (a.float() - b.float()).norm() < 0.05 * b.float().norm()
+
+
+def test_a_pair_of_a_view_that_is_not_encoded_is_refused(
+    model: TwoViewModel, views: tuple[View, ...]
+):
+    encoded = encode_views(model, views[:2], FP32)
+    with pytest.raises(ValueError, match=r"\(0, 2\) is no pair of the 2 views"):
+        predict_encoded(model, encoded, [(0, 2)], FP32)
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_on_a_device_that_works_by_itself_the_next_batch_is_under_way(
+    model: TwoViewModel, views: tuple[View, ...], monkeypatch: pytest.MonkeyPatch, overlaps: bool
+):
+    """Only the order is tested here; the copies need a GPU."""
+    events: list[str] = []
+    wrap(monkeypatch, model, "decode", lambda batch: events.append("decode"))
+    runner = _Runner(model, [(2, 3)] * 5, config(batch_size=2))
+    encoded = runner.encode(views, range(5), lambda *step: None)
+
+    class Event:
+        def synchronize(self) -> None:
+            events.append("wait")
+
+    if overlaps:
+        runner.overlaps = True
+        monkeypatch.setattr("recon3d.predict._recorded_event", lambda device: Event())
+        monkeypatch.setattr("recon3d.predict.torch.cuda.Event", Event)
+    for _ in runner.predict(encoded, [(0, 2), (0, 4), (2, 4)], lambda *step: None):
+        events.append("use")
+    use = ["use", "use"]
+    if overlaps:
+        assert events == ["decode", "decode", "wait", *use, "decode", "wait", *use, "wait", *use]
+    else:
+        assert events == ["decode", *use] * 3

@@ -73,7 +73,11 @@ class FusionBlock(nn.Module):
 
 
 class Scratch(nn.Module):
-    """The convolutional pyramid of DPT, under its published name."""
+    """The convolutional pyramid of DPT, under its published name.
+
+    Under autocast only the finest level, where nearly all arithmetic is, runs in half precision:
+    rounding in the coarse levels, which the others build upon, would cost most.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -85,13 +89,14 @@ class Scratch(nn.Module):
             self.add_module(f"refinenet{level}", FusionBlock(dim))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        maps = [self.get_submodule(f"layer{k}_rn")(x) for k, x in enumerate(maps, start=1)]
-        x = self.get_submodule("refinenet4")(maps[3])
-        # An odd patch grid: the coarsest map was rounded up when it was halved.
-        x = x[:, :, : maps[2].shape[2], : maps[2].shape[3]]
-        for level in (3, 2, 1):
-            x = self.get_submodule(f"refinenet{level}")(x, maps[level - 1])
-        return x
+        with torch.autocast(maps[0].device.type, enabled=False):
+            maps = [self.get_submodule(f"layer{k}_rn")(x) for k, x in enumerate(maps, start=1)]
+            x = self.get_submodule("refinenet4")(maps[3])
+            # An odd patch grid: the coarsest map was rounded up when it was halved.
+            x = x[:, :, : maps[2].shape[2], : maps[2].shape[3]]
+            for level in (3, 2):
+                x = self.get_submodule(f"refinenet{level}")(x, maps[level - 1])
+        return self.get_submodule("refinenet1")(x, maps[0])
 
 
 class DptBody(nn.Module):
@@ -121,10 +126,11 @@ class DptBody(nn.Module):
         )
 
     def forward(self, features: list[Tensor], grid: Grid) -> Tensor:
-        maps = [
-            process(features[hook].float().mT.unflatten(-1, grid))
-            for process, hook in zip(self.act_postprocess, self.hooks, strict=True)
-        ]
+        with torch.autocast(features[-1].device.type, enabled=False):
+            maps = [
+                process(features[hook].float().mT.unflatten(-1, grid))
+                for process, hook in zip(self.act_postprocess, self.hooks, strict=True)
+            ]
         x = self.head[:-1](self.scratch(maps))
         with torch.autocast(x.device.type, enabled=False):  # what the exponentials act on
             return self.head[-1](x.float())

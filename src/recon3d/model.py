@@ -282,13 +282,12 @@ class TwoViewModel(nn.Module):
     def heads(self, decoded: DecoderTokens, grid_i: Grid, grid_j: Grid) -> TwoViewOutput:
         """Turn decoder features into pointmaps and confidences, which are always fp32.
 
-        Under bf16 autocast the convolutions of DPT run in bf16, all that follows in fp32. Under
-        fp16 the whole head is fp32: nothing bounds the size of its features.
+        Under bf16 autocast the finest convolutions of DPT run in bf16, the rest in fp32. Under
+        fp16 all of the head is fp32: nothing bounds the size of its features.
         """
         device = decoded.tokens_i[-1].device.type
         bf16 = (
-            torch.is_autocast_enabled(device)
-            and torch.get_autocast_dtype(device) == torch.bfloat16
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
         )
         with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
             raw_i = self.downstream_head1(decoded.tokens_i, grid_i)

@@ -1,0 +1,319 @@
+"""How much memory a run will take, and what to give up when there is less.
+
+The figures are upper estimates from the sizes of the network and of the views, known before
+anything is computed. Bytes throughout; views are (height, width).
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from recon3d.config import AlignConfig, HeadType, ModelConfig
+from recon3d.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[int, int]
+Shape = tuple[int, int]
+
+MAX_BATCH = 256
+CPU_BATCH = 4
+"""On a processor larger batches gain nothing."""
+TOKENS_PER_BATCH = 49152
+"""Enough of them to fill a large GPU; more only take memory."""
+LEAST_LONG_EDGE_PX = 128
+_USABLE_SHARE = 0.9  # of what is free: allocators waste some
+_SMALLER = 0.75
+_SPARSER = 0.5
+_MAPS_VALUES = 4  # x, y, z and confidence of a pixel
+_HALF_BYTES = 2  # of a value on its way out, and of a token in 16-bit arithmetic
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run may use, and the memory that it takes at most, in bytes.
+
+    `share` is the factor on the long edge of the views, 1.0 where they stay as they are. `steps`
+    says in words what was given up, in order. `weights`, `tokens`, `working` (one batch) and
+    `maps` (what the alignment keeps) are the parts; `device_bytes` and `host_bytes` their sums in
+    the two places. On a processor everything is in `host_bytes`.
+    """
+
+    batch_size: int
+    tokens_on_host: bool
+    pairs: tuple[Pair, ...]
+    share: float
+    weights: int
+    tokens: int
+    working: int
+    maps: int
+    device_bytes: int
+    host_bytes: int
+    steps: tuple[str, ...] = ()
+
+    @property
+    def peak_bytes(self) -> int:
+        """Device and host together."""
+        return self.device_bytes + self.host_bytes
+
+
+def n_parameters(config: ModelConfig) -> int:
+    """Return the number of parameters without most biases: up to 2 % too few."""
+    e, d, patch = config.enc_dim, config.dec_dim, config.patch_size
+    encoder = 3 * patch**2 * e + config.enc_depth * (4 + 2 * config.mlp_ratio) * e**2
+    decoders = e * d + 2 * config.dec_depth * (8 + 2 * config.mlp_ratio) * d**2
+    if config.head is HeadType.LINEAR:
+        return encoder + decoders + 2 * 4 * patch**2 * d
+    a, b, c, f = config.dpt_layer_dims
+    dim, last = config.dpt_feature_dim, config.dpt_last_dim
+    head = e * a + 16 * a**2 + d * b + 4 * b**2 + d * c + d * f + 9 * f**2
+    head += 9 * dim * (a + b + c + f) + 4 * 37 * dim**2
+    head += 9 * dim // 2 * (dim + last) + 4 * last
+    if config.head is HeadType.CATMLP_DPT:
+        head += (e + d) * 4 * (e + d) + 4 * (e + d) * (config.descriptor_dim + 1) * patch**2
+    return encoder + decoders + 2 * head
+
+
+def working_bytes(config: ModelConfig, shape: Shape, batch_size: int, *, half: bool) -> int:
+    """Return the memory of one batch of pairs of views of this shape, decoded.
+
+    Encoding takes less. `half` is 16-bit arithmetic, whose copies of the weights live one at a
+    time.
+    """
+    pixels = shape[0] * shape[1]
+    size = _HALF_BYTES if half else _FLOAT_BYTES
+    n_tokens = pixels // config.patch_size**2
+    kept = 2 * (config.enc_dim + (config.dec_depth + 1) * config.dec_dim) * n_tokens * size
+    block = (4 + 2 * config.mlp_ratio) * max(config.enc_dim, config.dec_dim) * n_tokens * size
+    # raw values, points, distances, both heads; then the same again in half precision
+    output = 24 * _MAPS_VALUES * pixels
+    if config.head is HeadType.LINEAR:
+        head = 2 * 4 * pixels * _FLOAT_BYTES
+    else:
+        dim, last = config.dpt_feature_dim, config.dpt_last_dim
+        # the two full-size maps of the last convolutions, each once more in the library's layout;
+        # the last one also in fp32
+        full = 2 * size * (dim // 2 + last) + _FLOAT_BYTES * last
+        # a quarter of the pixels: three maps of the finest level of the pyramid
+        head = pixels * full + 3 * dim * pixels // 4 * _FLOAT_BYTES
+    if config.has_descriptors:
+        output += 4 * (config.descriptor_dim + 1) * pixels * _FLOAT_BYTES
+    return batch_size * (kept + max(block, head) + output)
+
+
+def choose_batch_size(
+    config: ModelConfig, shape: Shape, free: int, device: str, *, half: bool
+) -> int:
+    """Return a batch that keeps the device busy and takes at most half of the free bytes."""
+    if device != "cuda":
+        return CPU_BATCH
+    n_tokens = 2 * max(1, shape[0] * shape[1] // config.patch_size**2)
+    wanted = min(MAX_BATCH, TOKENS_PER_BATCH // n_tokens)
+    fitting = free // 2 // working_bytes(config, shape, 1, half=half)
+    return max(1, min(wanted, fitting))
+
+
+def plan(
+    config: ModelConfig,
+    shapes: Sequence[Shape],
+    pairs: Sequence[Pair],
+    free_bytes: int,
+    device: str,
+    *,
+    half: bool,
+    batch_size: int | None = None,
+    max_map_bytes: int = AlignConfig.max_map_bytes,
+    host_free_bytes: int | None = None,
+) -> Plan:
+    """Return the largest run that fits, giving up speed first and quality last.
+
+    In this order: half the batch down to one pair; tokens in host memory; half the pairs down to
+    a tree that joins what was joined; views of three quarters the size. Every step is logged.
+
+    Args:
+        config: sizes of the network.
+        shapes: of the views, (height, width) in pixels.
+        pairs: unordered, the more important ones first.
+        free_bytes: of the device, before the weights are moved there. On a processor the weights
+            lie in memory already and count in no sum.
+        device: type of the device; all but "cuda" share the memory of the host.
+        half: whether the arithmetic is 16-bit.
+        batch_size: where the user gave one, the first that is tried.
+        max_map_bytes: what the alignment keeps of the predictions at most.
+        host_free_bytes: free memory of the host of a CUDA device; None does not bound it.
+
+    Raises:
+        ResourceError: when even the smallest run does not fit.
+    """
+    separate = device == "cuda"
+    usable = int(_USABLE_SHARE * free_bytes)
+    host_usable = None if host_free_bytes is None else int(_USABLE_SHARE * host_free_bytes)
+    largest = max(shapes, key=lambda shape: shape[0] * shape[1], default=(0, 0))
+    first = batch_size or choose_batch_size(config, largest, usable, device, half=half)
+
+    def priced(draft: Plan) -> Plan:
+        return _priced(draft, config, shapes, separate, half, max_map_bytes)
+
+    def too_full(draft: Plan) -> tuple[bool, bool]:
+        """Say whether the device and the host are."""
+        if not separate:
+            return draft.host_bytes > usable, False
+        host_full = host_usable is not None and draft.host_bytes > host_usable
+        return draft.device_bytes > usable, host_full
+
+    current = priced(
+        Plan(
+            batch_size=first,
+            tokens_on_host=False,
+            pairs=tuple(pairs),
+            share=1.0,
+            weights=0,
+            tokens=0,
+            working=0,
+            maps=0,
+            device_bytes=0,
+            host_bytes=0,
+        )
+    )
+    while any(full := too_full(current)):
+        step = _next_step(current, largest, len(shapes), separate, device_full=full[0])
+        if step is None:
+            raise ResourceError(
+                f"the run needs about {_mb(current.peak_bytes)} and {_mb(free_bytes)} are free,"
+                " whatever is given up. Use smaller weights, fewer photos or a smaller --size."
+            )
+        smaller, words = step
+        current = replace(priced(smaller), steps=(*current.steps, words))
+        logger.warning("memory: %s", words)
+    logger.info(
+        "memory: about %s (weights %s, tokens %s, batch of %d %s, predictions %s), %s free",
+        _mb(current.peak_bytes + (0 if separate else current.weights)),
+        _mb(current.weights),
+        _mb(current.tokens),
+        current.batch_size,
+        _mb(current.working),
+        _mb(current.maps),
+        _mb(free_bytes),
+    )
+    return current
+
+
+def thinned(pairs: Sequence[Pair], n_keep: int) -> tuple[Pair, ...]:
+    """Return about `n_keep` of the pairs that still join all that was joined, in their order.
+
+    First a spanning forest, then pairs of the views that have fewest, earlier pairs first.
+    """
+    parent: dict[int, int] = {}
+
+    def root(view: int) -> int:
+        while parent.setdefault(view, view) != view:
+            parent[view] = parent[parent[view]]
+            view = parent[view]
+        return view
+
+    kept: set[Pair] = set()
+    degree: dict[int, int] = {}
+
+    def keep(pair: Pair) -> None:
+        kept.add(pair)
+        for view in pair:
+            degree[view] = degree.get(view, 0) + 1
+
+    for i, j in pairs:
+        if root(i) != root(j):
+            parent[root(i)] = root(j)
+            keep((i, j))
+    # a fair share each, rounded down; what then is missing comes in rounds of one more
+    level = max(1, 2 * n_keep // max(1, len(parent)))
+    while len(kept) < min(n_keep, len(pairs)):
+        for pair in pairs:
+            if len(kept) >= n_keep:
+                break
+            if pair not in kept and max(degree[view] for view in pair) <= level:
+                keep(pair)
+        level += 1
+    return tuple(pair for pair in pairs if pair in kept)
+
+
+def free_host_bytes() -> int:
+    """Return the memory that a program could take without swapping, within its container."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+    except (OSError, StopIteration):  # not Linux: half of all there is
+        free = os.sysconf("SC_PHYS_PAGES") * page // 2
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+    except OSError:
+        return free
+    return min(free, max(0, int(limit) - int(used))) if limit.isdecimal() else free
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """Return the free memory of the device; of the host where the two are one."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return free_host_bytes()
+
+
+def _priced(
+    draft: Plan,
+    config: ModelConfig,
+    shapes: Sequence[Shape],
+    separate: bool,
+    half: bool,
+    max_map_bytes: int,
+) -> Plan:
+    scaled = [tuple(max(1, int(draft.share * side)) for side in shape) for shape in shapes]
+    pixels = [height * width for height, width in scaled]
+    largest = scaled[max(range(len(pixels)), key=pixels.__getitem__)] if pixels else (0, 0)
+    used = {view for pair in draft.pairs for view in pair}
+    values = sum(pixels[view] for view in used) // config.patch_size**2 * config.enc_dim
+    tokens = values * (_HALF_BYTES if half else _FLOAT_BYTES)
+    predicted = sum(2 * (pixels[i] + pixels[j]) for i, j in draft.pairs)
+    maps = min(predicted * _MAPS_VALUES * _HALF_BYTES, max_map_bytes)
+    working = working_bytes(config, (largest[0], largest[1]), draft.batch_size, half=half)
+    weights = n_parameters(config) * _FLOAT_BYTES
+    device_bytes = weights + working + (0 if draft.tokens_on_host else tokens) if separate else 0
+    host_bytes = maps + (tokens if draft.tokens_on_host else 0)
+    return replace(
+        draft,
+        weights=weights,
+        tokens=tokens,
+        working=working,
+        maps=maps,
+        device_bytes=device_bytes,
+        host_bytes=host_bytes if separate else maps + tokens + working,
+    )
+
+
+def _next_step(
+    current: Plan, largest: Shape, n_views: int, separate: bool, *, device_full: bool
+) -> tuple[Plan, str] | None:
+    """Return the next smaller run, not yet priced, and what was given up; None at the end."""
+    if device_full and current.batch_size > 1:
+        batch_size = current.batch_size // 2
+        return replace(current, batch_size=batch_size), f"batches of {batch_size}"
+    if device_full and separate and not current.tokens_on_host:
+        return replace(current, tokens_on_host=True), "tokens wait in the memory of the host"
+    fewer = thinned(current.pairs, int(_SPARSER * len(current.pairs)))
+    if len(fewer) < len(current.pairs):
+        words = f"{len(fewer)} of {len(current.pairs)} pairs of {n_views} views"
+        return replace(current, pairs=fewer), words
+    share = _SMALLER * current.share
+    long_edge = int(share * max(largest))
+    if long_edge < LEAST_LONG_EDGE_PX:
+        return None
+    return replace(current, share=share), f"views of {long_edge} pixels"
+
+
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.0f} MB"

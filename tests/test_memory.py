@@ -1,0 +1,216 @@
+"""What a run is predicted to take, what is given up for less, and the measured truth."""
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recon3d.config import PRESETS, HeadType, ModelConfig
+from recon3d.errors import ResourceError
+from recon3d.memory import (
+    CPU_BATCH,
+    choose_batch_size,
+    free_device_bytes,
+    free_host_bytes,
+    n_parameters,
+    plan,
+    thinned,
+    working_bytes,
+)
+from recon3d.model import TwoViewModel
+from recon3d.pairs import connected_components
+
+LARGE = PRESETS["large"]
+COMPLETE = [(i, j) for i in range(50) for j in range(i + 1, 50)]
+SHAPES = [(384, 512)] * 50
+GB = 10**9
+
+
+@pytest.mark.parametrize("head", list(HeadType))
+@pytest.mark.parametrize("preset", ["tiny", "base", "large"])
+def test_parameters_are_counted(preset: str, head: HeadType):
+    config = replace(PRESETS[preset], head=head)
+    with torch.device("meta"):
+        exact = sum(parameter.numel() for parameter in TwoViewModel(config).parameters())
+    assert 0.98 * exact < n_parameters(config) <= exact
+
+
+def test_fifty_large_photos_by_hand():
+    found = plan(LARGE, SHAPES, COMPLETE, 20 * GB, "cpu", half=True)
+    assert found.batch_size == CPU_BATCH
+    assert found.tokens == 50 * 768 * 1024 * 2
+    assert found.maps == 1_500_000_000  # of 2450 x 2 x 384 x 512 x 8 bytes = 7.7 GB
+    assert found.host_bytes == found.tokens + found.maps + found.working
+    assert found.host_bytes <= 3 * GB
+    assert (found.device_bytes, found.steps, found.share) == (0, (), 1.0)
+    assert found.pairs == tuple(COMPLETE)
+    few = plan(LARGE, SHAPES, [(0, 1)], 20 * GB, "cpu", half=True)
+    assert few.maps == 2 * 2 * 384 * 512 * 8
+    assert few.tokens == 2 * 768 * 1024 * 2
+
+
+def test_what_is_free_is_shared_out_in_the_order_of_the_ladder(caplog: pytest.LogCaptureFixture):
+    """With less and less memory on a CUDA device, the steps come one after the other."""
+    full = plan(LARGE, SHAPES, COMPLETE, 10**12, "cuda", half=True)
+    assert full.steps == ()
+    assert full.weights == 4 * n_parameters(LARGE)
+    assert full.device_bytes == full.weights + full.tokens + full.working
+    assert full.host_bytes == full.maps
+    texts = set()
+    free, before = full.device_bytes, full
+    while True:
+        free -= 50_000_000
+        try:
+            found = plan(LARGE, SHAPES, COMPLETE, free, "cuda", half=True)
+        except ResourceError as error:
+            assert "smaller --size" in str(error)
+            assert "\n" not in str(error)
+            break
+        assert found.device_bytes <= free
+        assert found.batch_size <= before.batch_size
+        assert found.tokens_on_host >= before.tokens_on_host
+        assert len(found.pairs) <= len(before.pairs)
+        assert found.share <= before.share
+        kinds = [text.split()[0] for text in found.steps]
+        assert kinds == sorted(kinds, key=["batches", "tokens", "612", "views"].index) or any(
+            "pairs" in text for text in found.steps
+        )
+        if found.tokens_on_host:
+            assert found.batch_size == 1
+        if found.share < 1:
+            assert found.tokens_on_host
+            assert len(found.pairs) == 49
+        texts |= {text.split(" ")[0] for text in found.steps}
+        before = found
+    assert {"batches", "tokens", "views"} <= texts
+    assert before.share < 1
+    warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert any(text.startswith("memory: batches of 1") for text in warnings)
+
+
+def test_a_host_that_is_full_gives_up_pairs_but_not_the_batch():
+    found = plan(LARGE, SHAPES, COMPLETE, 10**12, "cuda", half=True, host_free_bytes=800_000_000)
+    assert found.host_bytes <= 720_000_000
+    assert found.batch_size == plan(LARGE, SHAPES, COMPLETE, 10**12, "cuda", half=True).batch_size
+    assert not found.tokens_on_host
+    assert len(found.pairs) < len(COMPLETE)
+    assert found.share == 1
+    assert connected_components(50, found.pairs) == [list(range(50))]
+    assert found.steps[-1] == f"{len(found.pairs)} of 306 pairs of 50 views" or len(found.steps) < 3
+
+
+def test_the_batch_that_is_asked_for_is_where_it_starts():
+    assert plan(LARGE, SHAPES, COMPLETE, 10**12, "cpu", half=True, batch_size=16).batch_size == 16
+    tight = plan(LARGE, SHAPES, [(0, 1)], GB, "cpu", half=True, batch_size=16)
+    assert tight.batch_size < 16
+    assert tight.steps[0] == "batches of 8"
+
+
+def test_the_batch_of_a_gpu_grows_with_its_memory_and_shrinks_with_the_network():
+    free = 139 * 2**30
+    assert choose_batch_size(LARGE, (384, 512), free, "cuda", half=True) == 32
+    assert choose_batch_size(PRESETS["tiny"], (160, 224), free, "cuda", half=True) == 175
+    assert choose_batch_size(LARGE, (384, 512), 8 * GB, "cuda", half=True) < 32
+    assert choose_batch_size(LARGE, (384, 512), 1, "cuda", half=True) == 1
+
+
+@given(
+    st.integers(2, 30).flatmap(
+        lambda n: st.tuples(
+            st.just(n),
+            st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=80),
+            st.integers(0, 90),
+        )
+    )
+)
+def test_thinning_keeps_what_is_joined(case: tuple[int, list[tuple[int, int]], int]):
+    n_views, drawn, n_keep = case
+    pairs = list(dict.fromkeys((min(p), max(p)) for p in drawn if p[0] != p[1]))
+    kept = thinned(pairs, n_keep)
+    groups = connected_components(n_views, pairs)
+    assert connected_components(n_views, kept) == groups
+    assert [pair for pair in pairs if pair in set(kept)] == list(kept)
+    forest = n_views - len(groups)
+    assert len(kept) == min(len(pairs), max(n_keep, forest))
+
+
+def test_thinning_is_fair_and_quick():
+    n_views = 300
+    complete = [(i, j) for i in range(n_views) for j in range(i + 1, n_views)]
+    kept = thinned(complete, 3000)
+    degree = torch.bincount(torch.tensor(kept).flatten(), minlength=n_views)
+    assert len(kept) == 3000
+    # the tree of a complete graph given in this order is a star: its hub has them all
+    assert int(degree[1:].max()) <= 40
+
+
+def test_what_is_free_is_a_plausible_number():
+    free = free_host_bytes()
+    assert 10**7 < free < 10**14
+    assert 10**7 < free_device_bytes(torch.device("cpu")) < 10**14
+
+
+_MEASURE = """
+import json, resource, sys, torch
+from recon3d.config import ModelConfig, Precision, PredictConfig
+from recon3d.model import TwoViewModel
+from recon3d.predict import predict_pairs
+from recon3d.types import View
+torch.manual_seed(0)
+torch.set_num_threads(1)
+sizes, height, width, precision = json.loads(sys.argv[1])
+sizes["dpt_layer_dims"] = tuple(sizes["dpt_layer_dims"])
+model = TwoViewModel(ModelConfig(**sizes))
+def views(h, w):
+    return [View(name=str(k), sha256="", image=torch.rand(3, h, w), photo2view=torch.eye(3),
+                 photo_width=w, photo_height=h, focal_px=None) for k in range(3)]
+config = PredictConfig(device="cpu", precision=Precision(precision), batch_size=4)
+pairs = [(0, 1), (0, 2)]
+list(predict_pairs(model, views(32, 32), pairs, config))
+big = views(height, width)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+n = sum(1 for _ in predict_pairs(model, big, pairs, config))
+assert n == 4
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps((after - before) * (1 if sys.platform == "darwin" else 1024)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+@pytest.mark.parametrize("head", [HeadType.LINEAR, HeadType.DPT])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_batch_takes_at_most_what_is_predicted(head: HeadType, precision: str):
+    """Measured as the peak resident size of a process of its own."""
+    sizes = {
+        "enc_dim": 192,
+        "enc_depth": 1,
+        "enc_heads": 3,
+        "dec_dim": 192,
+        "dec_depth": 4,
+        "dec_heads": 3,
+        "head": head.value,
+        "dpt_layer_dims": (16, 32, 64, 64),
+        "dpt_feature_dim": 64,
+        "dpt_last_dim": 32,
+    }
+    shape = (256, 384)
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, json.dumps((sizes, *shape, precision))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = int(done.stdout)
+    config = ModelConfig(**(sizes | {"head": head}))
+    predicted = working_bytes(config, shape, 4, half=precision == "bf16")
+    print(head, precision, measured, predicted)
+    assert measured <= 1.1 * predicted
+    assert predicted <= 4 * measured
