@@ -135,11 +135,12 @@ def require_colmap() -> None:
         ) from error
 
 
-def colmap_cameras(photos: Sequence[TruePhoto]) -> Cameras:
+def colmap_cameras(photos: Sequence[TruePhoto], *, known_intrinsics: bool = False) -> Cameras:
     """Return the cameras of COLMAP's largest model of the photos.
 
-    Its defaults, but for what the photos ask for: a pinhole camera of unknown focal length for each
-    photo, since they have no distortion, and models of two photos are let stand. World is COLMAP's.
+    Its defaults, but for what the photos ask for: a pinhole camera for each photo, since they have
+    no distortion, of unknown focal length or exactly the true one; models of two photos are let
+    stand, and two photos alone may use points that only two photos see. World is COLMAP's.
     `failure` says in words why there are no cameras at all.
     """
     import pycolmap
@@ -161,16 +162,23 @@ def colmap_cameras(photos: Sequence[TruePhoto]) -> Cameras:
         options.min_model_size = 2
         options.extract_colors = False
         options.random_seed = _SEED
-        reader = pycolmap.ImageReaderOptions()
-        reader.camera_model = "SIMPLE_PINHOLE"
+        options.ba_refine_focal_length = not known_intrinsics
+        options.triangulation.ignore_two_view_tracks = len(photos) > 2
         pycolmap.set_random_seed(_SEED)
         try:
-            pycolmap.extract_features(
-                database,
-                folder / "images",
-                camera_mode=pycolmap.CameraMode.PER_IMAGE,
-                reader_options=reader,
-            )
+            for name, photo in zip(names, photos, strict=True):
+                reader = pycolmap.ImageReaderOptions()
+                reader.camera_model = "PINHOLE" if known_intrinsics else "SIMPLE_PINHOLE"
+                if known_intrinsics:  # COLMAP's pixels are ours
+                    (fx, _, cx), (_, fy, cy), _ = photo.intrinsics.tolist()
+                    reader.camera_params = f"{fx},{fy},{cx},{cy}"
+                pycolmap.extract_features(
+                    database,
+                    folder / "images",
+                    image_names=[name],
+                    camera_mode=pycolmap.CameraMode.PER_IMAGE,
+                    reader_options=reader,
+                )
             pycolmap.match_exhaustive(database)
             models = pycolmap.incremental_mapping(
                 database, folder / "images", folder, options=options

@@ -1,0 +1,89 @@
+"""`recon3d evaluate` as users meet it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from recon3d import weights
+from recon3d.cli import main
+from recon3d.config import ModelConfig
+from recon3d.model import TwoViewModel
+
+SAMPLES = Path(__file__).parents[1] / "sample_data"
+SMALL = ModelConfig(image_size=64, enc_dim=24, enc_depth=1, dec_dim=24, dec_depth=1)
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", *map(str, arguments)])
+    return int(left.value.code or 0)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "small.safetensors"
+    weights.save(TwoViewModel(SMALL), path)
+    return path
+
+
+def test_the_table_is_written_shown_and_printed(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "table.json"
+    options = ("--weights", small, "--scenes", "room, object", "--max-photos", 2)
+    assert call(SAMPLES, "-o", output, *options, "--baseline", "sift", "--json") == 0
+    written = json.loads(output.read_text())
+    assert (written["format"], written["version"]) == ("recon3d-evaluation", 1)
+    assert [scene["name"] for scene in written["scenes"]] == ["object", "room"]
+    assert [scene["photos"] for scene in written["scenes"]] == [2, 2]
+    assert set(written["total"]) == {"recon3d", "sift"}
+    assert written["weights"] == str(small)
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == written
+    assert "Two views, intrinsics known" in shown.err
+    assert f"wrote {output}" in shown.err
+
+
+def test_quiet_says_nothing(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = SAMPLES / "room"
+    table = tmp_path / "table.json"
+    assert call(folder, "-o", table, "--weights", small, "--max-photos", 2, "-q") == 0
+    shown = capsys.readouterr()
+    assert shown.out == shown.err == ""
+    assert table.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("nowhere", "-o", "table.json"), 3, "nowhere is not a folder"),
+        ((SAMPLES, "-o", "table.json", "--scenes", "kitchen"), 3, "Known: object, room"),
+        ((SAMPLES, "-o", "table.txt"), 2, "must end in .json"),
+        ((SAMPLES, "-o", "nowhere/table.json"), 6, "does not exist"),
+        ((SAMPLES, "-o", "there.json"), 2, "--overwrite"),
+        ((SAMPLES, "-o", "table.json", "--baseline", "orb"), 2, "orb"),
+        ((SAMPLES, "-o", "table.json", "--max-photos", 1), 2, "max-photos"),
+        ((SAMPLES, "-o", "table.json", "--weights", "none.safetensors"), 7, "none.safetensors"),
+    ],
+)
+def test_faults_are_one_line(
+    arguments: tuple[object, ...],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.json").write_text("{}")
+    assert call(*arguments) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert words in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["there.json"]
