@@ -226,5 +226,5 @@ def test_start_takes_up_the_normalisation_of_images() -> None:
 
 def test_cosine_weights_are_no_start() -> None:
     config = replace(nano(PositionType.COSINE), name="old")
-    with pytest.raises(WeightsError, match=r"old has cosine .*CroCo v2"):
+    with pytest.raises(WeightsError, match=r"'old' has cosine .*CroCo v2"):
         croco.to_two_view(CrocoModel(config).state_dict(), config)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from recon3d import batches, config, train, weights
+from recon3d import batches, config, train, training, weights
 from recon3d.config import ModelConfig, TrainConfig
 from recon3d.errors import ResourceError, UsageError
 from recon3d.model import TwoViewModel, TwoViewOutput
+from recon3d.train_state import State
 
 TINY = ModelConfig(
     name="nano", enc_dim=32, enc_depth=1, enc_heads=2, dec_dim=32, dec_depth=2, dec_heads=2
@@ -20,6 +22,8 @@ QUICK = TrainConfig(
     minutes=10.0,
     pairs=24,
     n_procedural_textures=9,
+    probe_batches=1,
+    probe_size=32,
     device="cpu",
     precision=config.Precision.FP32,
     compile=False,
@@ -68,7 +72,7 @@ def test_resume_goes_on_from_the_saved_counters_and_moments(tmp_path: Path) -> N
     assert after["pairs"] >= 40
     assert after["step"] > before["step"]
     model = TwoViewModel(TINY)
-    state = train.State(model, QUICK)
+    state = State(model, QUICK)
     state.load(tmp_path)
     assert state.pairs == after["pairs"]
     moments = state.optimizer.state[state.named["enc_norm.weight"]]
@@ -173,7 +177,93 @@ def test_probe_tells_an_oracle_from_a_network_that_ignores_view_1() -> None:
 
 
 def test_schedule() -> None:
-    assert train._rate(QUICK, 0, 0.0) == QUICK.learning_rate
-    assert train._rate(QUICK, 9, 1.0) == pytest.approx(0.01 * QUICK.learning_rate)
+    assert training.learning_rate(QUICK, 0, 0.0) == QUICK.learning_rate
+    assert training.learning_rate(QUICK, 9, 1.0) == pytest.approx(0.01 * QUICK.learning_rate)
+    assert training.learning_rate(replace(QUICK, warmup_steps=4), 1, 0.0) == pytest.approx(5e-4)
+    assert training.learning_rate(QUICK, 9, 0.75) == pytest.approx(0.5 * QUICK.learning_rate)
+    stages = replace(QUICK, stages=((0.5, 32), (1.0, 64)))
+    assert [training.stage_size(stages, share) for share in (0.0, 0.5, 0.51, 1.2)] == [
+        32,
+        32,
+        64,
+        64,
+    ]
     assert batches.image_shape(128, 0.75, False, 16) == (96, 128)
     assert batches.image_shape(224, 2 / 3, True, 16) == (224, 144)
+
+
+def test_batch_is_a_function_of_seed_rank_and_number() -> None:
+    def images(rank: int, number: int) -> torch.Tensor:
+        source = batches.Source(QUICK, torch.device("cpu"), seed=1, rank=rank)
+        source.served = number
+        return source.batch(32, 48).images
+
+    source = batches.Source(QUICK, torch.device("cpu"), seed=1)
+    in_turn = [source.batch(32, 48).images for _ in range(3)]
+    assert torch.equal(images(0, 2), in_turn[2])
+    assert not torch.equal(in_turn[0], in_turn[1])
+    assert not torch.equal(images(1, 2), in_turn[2])
+
+
+def test_shapes_vary_with_the_step_alone() -> None:
+    shapes = [batches.shape_of_step(0, step) for step in range(200)]
+    assert {aspect for aspect, _ in shapes} == set(batches.ASPECTS)
+    assert 50 < sum(portrait for _, portrait in shapes) < 110
+    assert batches.shape_of_step(0, 7) == shapes[7]
+
+
+class PowerCutError(Exception):
+    """Ends a run at any moment."""
+
+
+def test_resume_gives_what_an_uninterrupted_training_gives(tmp_path: Path) -> None:
+    every_step = replace(QUICK, minutes=1e6, pairs=20, save_every_s=0.0)
+    train.train(tmp_path / "whole", every_step)
+
+    def cut(stage: str, done: int, total: int) -> None:
+        if done >= 600:  # past the matching stage, between a step and its saving
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        train.train(tmp_path / "cut", every_step, track=cut)
+    train.train(tmp_path / "cut", replace(every_step, resume=True))
+    whole, cut_one = (load_file(tmp_path / n / "state.safetensors") for n in ("whole", "cut"))
+    assert whole.keys() == cut_one.keys()
+    assert all(torch.equal(whole[name], cut_one[name]) for name in whole)
+
+
+def test_state_of_another_network_is_named(tmp_path: Path) -> None:
+    model = TwoViewModel(TINY)
+    State(model, QUICK).save(tmp_path)
+    other = State(TwoViewModel(replace(TINY, enc_dim=16)), QUICK)
+    with pytest.raises(UsageError, match=r"patch_embed.*another preset"):
+        other.load(tmp_path)
+    with pytest.raises(UsageError, match=r"lacks dec_blocks\.2.*another preset"):
+        State(TwoViewModel(replace(TINY, dec_depth=3)), QUICK).load(tmp_path)
+
+
+def test_log_tells_throughput_and_utilisation(tmp_path: Path) -> None:
+    train.train(tmp_path, replace(QUICK, log_every_steps=1))
+    first, *steps, last = records(tmp_path)
+    assert first["parameters"] == sum(p.numel() for p in TwoViewModel(TINY).parameters())
+    assert first["peak_tflops"] > 0
+    assert "measured" in first["peak_source"]
+    for record in steps:
+        assert 0 < record["mfu"] < 1.5
+        assert record["pairs_per_s"] > 0
+        assert 0 < record["render_share"] < 1
+    assert "probe_ratio" in last
+    matching, pairs = steps[0]["gflop_per_pair"], steps[-1]["gflop_per_pair"]
+    assert matching < pairs  # the decoders come on top
+
+
+def test_start_from_weights(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    begun = TwoViewModel(TINY)
+    weights.save(begun, tmp_path / "start.safetensors")
+    # one step at a rate of next to nothing
+    once = replace(QUICK, pairs=1, learning_rate=1e-9, init=str(tmp_path / "start.safetensors"))
+    train.train(tmp_path / "out", once)
+    state = load_file(tmp_path / "out" / "state.safetensors")
+    for name in ("enc_blocks.0.attn.qkv.weight", "downstream_head1.proj.weight"):
+        torch.testing.assert_close(state[f"weight.{name}"], begun.state_dict()[name])

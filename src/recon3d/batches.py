@@ -1,16 +1,16 @@
 """Batches of procedural views with exact targets: an endless supply for training and probing."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recon3d import losses
-from recon3d.config import TrainConfig
+from recon3d.config import LoopConfig
 from recon3d.geometry import compose, invert_rigid, transform_points, unproject
 from recon3d.synth.render import render
 from recon3d.synth.scene import (
@@ -26,6 +26,7 @@ from recon3d.synth.sensor import photograph
 from recon3d.synth.textures import make_atlas
 
 ASPECTS = (3 / 4, 3 / 4, 2 / 3, 1.0, 9 / 16)
+_BATCHES_PER_ATLAS = 2000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,22 +53,32 @@ class PairTargets:
 
 
 class Source:
-    """An endless supply of batches; the atlas of textures is renewed now and then."""
+    """An endless supply of batches; the atlas of textures is renewed now and then.
 
-    def __init__(self, config: TrainConfig, device: torch.device, seed: int) -> None:
-        self.config, self.device = config, device
-        self.generator = torch.Generator().manual_seed(seed)
-        self.device_generator = torch.Generator(device=device).manual_seed(seed)
+    Batch number k is a function of the seed and k alone, so that a resumed training sees what an
+    uninterrupted one sees. Set `served` to go to another number.
+    """
+
+    def __init__(self, config: LoopConfig, device: torch.device, seed: int, rank: int = 0) -> None:
+        self.config, self.device, self.seed = config, device, (seed, rank)
+        self.generator = torch.Generator()
+        self.device_generator = torch.Generator(device=device)
         self.folder = Path(config.textures) if config.textures else None
         self.served = 0
+        self.atlas_number = -1
+
+    def _renew_atlas(self, number: int) -> None:
+        generator = torch.Generator().manual_seed(_seed(*self.seed, 0, number))
+        atlas = make_atlas(self.config.n_procedural_textures, generator, self.folder)
+        self.atlas, self.atlas_number = atlas.to(self.device), number
 
     def batch(self, height: int, width: int, ease: float = 1.0) -> Batch:
         """Render one batch; `ease` < 1 narrows baselines, arcs and camera settings (easy first)."""
         config, generator = self.config, self.generator
-        if self.served % 2000 == 0:
-            self.atlas = make_atlas(config.n_procedural_textures, generator, self.folder).to(
-                self.device
-            )
+        if self.atlas_number != self.served // _BATCHES_PER_ATLAS:
+            self._renew_atlas(self.served // _BATCHES_PER_ATLAS)
+        generator.manual_seed(_seed(*self.seed, 1, self.served))
+        self.device_generator.manual_seed(_seed(*self.seed, 2, self.served))
         self.served += 1
         draw = torch.rand(config.scenes_per_step, generator=generator)
         kinds = torch.where(draw < 0.5, ROOM, torch.where(draw < 0.7, YARD, OBJECT))
@@ -150,8 +161,13 @@ def matches_of(
     )
 
 
-def random_shapes(generator: torch.Generator) -> Iterator[tuple[float, bool]]:
-    """Yield the aspect ratio and orientation of one batch after the other, without end."""
-    while True:
-        pick = int(torch.randint(0, len(ASPECTS), (), generator=generator))
-        yield ASPECTS[pick], bool(torch.rand((), generator=generator) < 0.4)
+def shape_of_step(seed: int, step: int) -> tuple[float, bool]:
+    """Return the aspect ratio of a step's images and whether they are portraits."""
+    generator = torch.Generator().manual_seed(_seed(seed, 0, 3, step))
+    pick = int(torch.randint(0, len(ASPECTS), (), generator=generator))
+    return ASPECTS[pick], bool(torch.rand((), generator=generator) < 0.4)
+
+
+def _seed(*numbers: int) -> int:
+    """Return a seed that is well mixed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -234,7 +234,7 @@ def to_two_view(tensors: dict[str, Tensor], config: CrocoConfig) -> dict[str, Te
     """
     if config.position is PositionType.COSINE:
         raise WeightsError(
-            f"{config.name} has cosine position embeddings (CroCo v1), which a two-view network "
+            f"{config.name!r} has cosine position embeddings (CroCo v1), which a two-view network "
             "has not. Start from weights with RoPE (CroCo v2)."
         )
     start = {n: t for n, t in tensors.items() if not n.startswith((_PIXEL_HEAD, *_POSITIONS))}
@@ -242,7 +242,7 @@ def to_two_view(tensors: dict[str, Tensor], config: CrocoConfig) -> dict[str, Te
         if name.startswith("dec_blocks."):
             start[name.replace("dec_blocks.", "dec_blocks2.", 1)] = tensor.clone()
     if config.imagenet_input:
-        weight, bias = (tensors[f"patch_embed.proj.{part}"] for part in ("weight", "bias"))
+        weight, bias = (tensors[f"patch_embed.proj.{part}"].float() for part in ("weight", "bias"))
         mean, std = (weight.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
         # (x + 1) / 2 lies in [0, 1]; less the mean, over the deviation
         start["patch_embed.proj.weight"] = weight / (2 * std)

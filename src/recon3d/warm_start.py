@@ -1,0 +1,42 @@
+"""Start a training from weights: of a two-view network, or of cross-view completion."""
+
+from torch import Tensor
+
+from recon3d import croco_file, weights
+from recon3d.checkpoint import read_checkpoint
+from recon3d.config import CrocoConfig
+from recon3d.croco import to_two_view
+from recon3d.errors import WeightsError
+from recon3d.model import TwoViewModel
+
+_HEADS = ("downstream_head1.", "downstream_head2.")
+
+
+def start_from(model: TwoViewModel, name_or_path: str) -> None:
+    """Give the model, on the CPU, the weights of a file; completion leaves the heads as they are.
+
+    Every tensor of the file is used and, but for those heads, every tensor of the model is given.
+
+    Raises:
+        WeightsError: no such file, or one of another size; names the first tensor that does not
+            fit.
+    """
+    try:
+        tensors = _two_view_tensors(name_or_path)
+        if not any(name.startswith(_HEADS) for name in tensors):
+            tensors |= {n: t for n, t in model.state_dict().items() if n.startswith(_HEADS)}
+        weights.load_tensors(model, tensors, name_or_path)
+    except WeightsError as error:
+        raise WeightsError(f"no start for the preset {model.config.name!r}: {error}") from error
+
+
+def _two_view_tensors(name_or_path: str) -> dict[str, Tensor]:
+    path = weights.locate(name_or_path)
+    if croco_file.is_croco_file(path):
+        config, tensors = croco_file.read(path)
+        return to_two_view(tensors, config)
+    checkpoint = read_checkpoint(path)
+    if isinstance(checkpoint.config, CrocoConfig):
+        croco_file.check_tensors(checkpoint.tensors, checkpoint.config, name_or_path)
+        return to_two_view(checkpoint.tensors, checkpoint.config)
+    return dict(checkpoint.tensors)

@@ -1,0 +1,73 @@
+"""A training starts from every kind of weights, and from none that do not fit."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from recon3d import croco_file, weights
+from recon3d.config import CrocoConfig, ModelConfig
+from recon3d.croco import CrocoModel
+from recon3d.errors import WeightsError
+from recon3d.model import TwoViewModel
+from recon3d.warm_start import start_from
+
+FOLDER = Path(os.environ.get("RECON3D_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
+needs_fixtures = pytest.mark.skipif(
+    not (FOLDER / "croco_v2_tiny.pth").is_file(), reason=f"no fixtures in {FOLDER}"
+)
+SIZES = dict(enc_dim=32, enc_depth=1, enc_heads=2, dec_dim=16, dec_depth=2, dec_heads=2)
+NANO = ModelConfig(name="nano", **SIZES)
+
+
+def croco_at(path: Path, **changed: int) -> str:
+    torch.manual_seed(5)
+    croco_file.save(CrocoModel(CrocoConfig(**SIZES | changed)), path)
+    return str(path)
+
+
+def test_start_from_completion_keeps_the_heads(tmp_path: Path) -> None:
+    path = croco_at(tmp_path / "croco.safetensors")
+    model = TwoViewModel(NANO)
+    heads = {n: t.clone() for n, t in model.state_dict().items() if "head" in n}
+    start_from(model, path)
+    tensors = croco_file.read(Path(path))[1]
+    for name, tensor in model.state_dict().items():
+        source = heads if name in heads else tensors
+        assert torch.equal(tensor, source[name.replace("dec_blocks2", "dec_blocks")]), name
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == set(model.state_dict()) - {"mask_token"}
+
+
+def test_start_from_a_two_view_network_takes_all(tmp_path: Path) -> None:
+    begun = TwoViewModel(NANO)
+    weights.save(begun, tmp_path / "a.safetensors")
+    model = TwoViewModel(replace(NANO, name="other"))
+    start_from(model, str(tmp_path / "a.safetensors"))
+    assert all(torch.equal(t, begun.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+    deeper, shallower = (
+        croco_at(tmp_path / f"{depth}.safetensors", dec_depth=depth) for depth in (3, 1)
+    )
+    wider = croco_at(tmp_path / "wide.safetensors", enc_dim=64)
+    for path, fault in (
+        (deeper, r"unexpected tensors, the first dec_blocks\.2"),
+        (shallower, r"lacks 48 tensors, the first dec_blocks\.1"),
+        (wider, r"not \(16, 32\)"),
+        (str(tmp_path / "none.safetensors"), "does not exist"),
+    ):
+        with pytest.raises(WeightsError, match=f"no start for the preset 'nano'.*{fault}"):
+            start_from(TwoViewModel(NANO), path)
+
+
+@needs_fixtures
+def test_start_from_published_completion() -> None:
+    sizes = dict(enc_dim=64, enc_depth=2, enc_heads=2, dec_dim=48, dec_depth=2, dec_heads=2)
+    model = TwoViewModel(ModelConfig(**sizes))
+    start_from(model, str(FOLDER / "croco_v2_tiny.pth"))
+    with pytest.raises(WeightsError, match="CroCo v1"):
+        start_from(model, str(FOLDER / "croco_v1_tiny.pth"))
