@@ -14,9 +14,10 @@ import torch
 from picture_bytes import png_header
 from recon3d import __version__, weights
 from recon3d.cli import main
-from recon3d.config import ModelConfig, RunConfig, TrainConfig
+from recon3d.config import ModelConfig, PretrainConfig, RunConfig, TrainConfig
 from recon3d.errors import ReconError
 from recon3d.model import TwoViewModel
+from recon3d.pipeline import Reconstruction
 from recon3d.progress import Track
 from recon3d.types import LeftOut, Scene, Verdict, View
 
@@ -76,19 +77,23 @@ def scene_of(*left_out: LeftOut) -> Scene:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[RunConfig]]:
-    """Return a function that replaces `reconstruct` by one that gives a scene or a fault."""
+    """Return a function that replaces the reconstruction by one that gives scenes or a fault."""
 
-    def install(result: Scene | BaseException) -> list[RunConfig]:
+    def install(result: Scene | tuple[Scene, ...] | BaseException) -> list[RunConfig]:
         configs: list[RunConfig] = []
 
-        def reconstruct(inputs: Sequence[str], config: RunConfig, *, track: Track) -> Scene:
+        def reconstruct_groups(
+            inputs: Sequence[str], config: RunConfig, *, keep_matches: bool, track: Track
+        ) -> Reconstruction:
             configs.append(config)
             track("pairs", 6, 6)
             if isinstance(result, BaseException):
                 raise result
-            return result
+            scenes = result if isinstance(result, tuple) else (result,)
+            views = tuple(view for scene in scenes for view in scene.views)
+            return Reconstruction(scenes=scenes, views=views, matches=())
 
-        monkeypatch.setattr("recon3d.pipeline.reconstruct", reconstruct)
+        monkeypatch.setattr("recon3d.pipeline.reconstruct_groups", reconstruct_groups)
         return configs
 
     return install
@@ -288,7 +293,7 @@ def test_no_arguments_show_the_help_and_leave_with_2(
 def test_help_and_version_leave_with_0(capsys: pytest.CaptureFixture[str]):
     assert call("--help") == 0
     shown = capsys.readouterr().out
-    for command in ("run", "synth", "train", "weights", "doctor"):
+    for command in ("run", "synth", "pretrain", "train", "weights", "doctor"):
         assert command in shown
     assert call("--version") == 0
     assert capsys.readouterr().out == f"recon3d {__version__}\n"
@@ -397,12 +402,44 @@ def test_json_is_one_versioned_object_on_stdout(
         # the view is half the photo
         "placed": [{"name": "a.jpg", "focal_px": 100.0, "focal_source": "estimated"}],
         "left_out": [{"name": "b.jpg", "reason": "cannot be decoded"}],
+        "pairs_used": 0,
+        "pairs_refused": [],
         "points": 32 * 48,
         "units": "arbitrary",
         "outputs": [str(folder / "a.ply")],
+        "more_scenes": [],
+        "matches": None,
         "device": "cpu",
         "precision": "float32",
     }
+
+
+def test_every_group_has_outputs_of_its_own(
+    folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
+):
+    fake((scene_of(), scene_of()))
+    arguments = ("run", "photos", "-o", folder / "a.ply", "-o", f"{folder}/out/")
+    assert call(*arguments, "--all-components", "--json", "--matches", folder / "m.npz") == 0
+    assert (folder / "a-2.ply").read_bytes().startswith(b"ply\n")
+    assert (folder / "out-2" / "cameras.json").is_file()
+    assert (folder / "m.npz").is_file()
+    spoken = capsys.readouterr()
+    assert "2 of 2 photos placed in 2 groups (1 + 1)" in spoken.err
+    (other,) = json.loads(spoken.out)["more_scenes"]
+    assert other["outputs"] == [str(folder / "a-2.ply"), f"{folder}/out-2/"]
+    (folder / "a.ply").unlink()
+    fake((scene_of(), scene_of()))
+    assert call("run", "photos", "-o", folder / "a.ply", "--all-components") == 2
+    assert "a-2.ply exists" in capsys.readouterr().err
+
+
+def test_matches_with_an_unknown_ending_are_refused_before_any_work(
+    folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
+):
+    configs = fake(scene_of())
+    assert call("run", "photos", "-o", folder / "a.ply", "--matches", "m.txt") == 2
+    assert configs == []
+    assert "known ending" in capsys.readouterr().err
 
 
 def test_overwrite_replaces(folder: Path, fake: Callable[..., list[RunConfig]]):
@@ -513,6 +550,39 @@ def test_train_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert call("train", "-o", tmp_path, "--preset", "small", "--minutes", "2", "--no-compile") == 0
     assert got[0] == (tmp_path, TrainConfig())
     assert got[1] == (tmp_path, TrainConfig(preset="small", minutes=2.0, compile=False))
+
+
+def test_train_starts_from_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import recon3d.train
+
+    got: list[TrainConfig] = []
+    monkeypatch.setattr(
+        recon3d.train, "train", lambda out_dir, config, *, track: got.append(config)
+    )
+    assert call("train", "-o", tmp_path, "--init", "croco.safetensors") == 0
+    assert got == [TrainConfig(init="croco.safetensors")]
+
+
+def test_pretrain_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import recon3d.pretrain
+
+    got: list[tuple[Path, PretrainConfig]] = []
+    monkeypatch.setattr(
+        recon3d.pretrain,
+        "pretrain",
+        lambda out_dir, config, *, track: got.append((out_dir, config)),
+    )
+    assert call("pretrain", "-o", tmp_path) == 0
+    options = ("--preset", "small", "--pairs", "7", "--mask-ratio", "0.8", "--device", "cpu")
+    assert call("pretrain", "-o", tmp_path, *options) == 0
+    assert got[0] == (tmp_path, PretrainConfig())
+    assert got[1] == (
+        tmp_path,
+        PretrainConfig(preset="small", pairs=7, mask_ratio=0.8, device="cpu"),
+    )
+    (tmp_path / "state.safetensors").write_bytes(b"hours of work")
+    assert call("pretrain", "-o", tmp_path) == 2
+    assert call("pretrain", "-o", tmp_path, "--resume") == 0
 
 
 def test_a_training_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,20 +8,23 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
-    "errors progress exif cycles retrieval",
-    "config console files torch_file image_header pairs colmap",
-    "settings types model_config ground_truth pairs_extra",
+    "errors progress exif cycles retrieval measure",
+    "config console files catalogue torch_file image_header pairs colmap",
+    "settings device download memory types model_config ground_truth pairs_extra",
     "geometry published cameras matches ply scene_file views synth.render synth.sensor baselines",
-    "heads checkpoint",
-    "photos match_file tracks model losses sharpen align_samples synth.scene synth.textures metrics",
-    "bundle_solve croco throughput weights predict align_focal align_dense fuse synth.folder",
-    "align_init bundle croco_file workers",
-    "align_solve warm_start",
+    "heads given_files masks scale checkpoint",
+    "photos given match_file tracks model losses sharpen align_samples synth.scene synth.textures metrics",
+    "bundle_solve croco throughput train_state weights predict align_focal align_dense fuse synth.folder",
+    "two_step align_init bundle_scene croco_file workers scores",
+    "align_solve bundle warm_start score_table",
     "align_given align_refine",
+    "align_place",
     "align synth batches",
-    "export training",
+    "export training two_view",
     "train pretrain",
     "pipeline doctor summary",
+    "contestants",
+    "evaluate",
     "recon3d",
     "cli_options",
     "cli_train cli_weights",
@@ -41,7 +44,7 @@ LIGHT = {
     "doctor",
     "errors",
     "progress",
-    "settings",
+    "settings device memory",
 }
 HEAVY = {"torch", "cv2", "numpy", "scipy", "open3d", "trimesh", "safetensors", "rich"}
 

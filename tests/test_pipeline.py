@@ -1,3 +1,4 @@
+import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from recon3d import pipeline, weights
+from recon3d.align_samples import Cameras, Masks
 from recon3d.config import (
     AlignConfig,
     ModelConfig,
@@ -16,9 +18,10 @@ from recon3d.config import (
     PredictConfig,
     RunConfig,
 )
-from recon3d.errors import InputError, UsageError, WeightsError
+from recon3d.errors import InputError, ResourceError, UsageError, WeightsError
 from recon3d.model import TwoViewModel
-from recon3d.pipeline import reconstruct
+from recon3d.pairs import connected_components
+from recon3d.pipeline import reconstruct, reconstruct_groups
 from recon3d.progress import Track
 from recon3d.types import LeftOut, PairPrediction, Scene, Verdict, View
 
@@ -52,23 +55,29 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Replace the alignment by one that places all views but the last, and keeps what it got."""
     got: dict[str, object] = {}
 
-    def align(
+    def align_groups(
         predictions: Iterable[PairPrediction],
         views: tuple[View, ...],
         config: AlignConfig,
         *,
+        cameras: Cameras,
+        masks: Masks,
+        limit: int | None,
         track: Track,
-    ) -> Scene:
+    ) -> tuple[Scene, ...]:
         got.update(
             predictions=list(predictions),
             views=views,
             config=config,
+            cameras=cameras,
+            masks=masks,
+            limit=limit,
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
         placed = views[:-1]
         sizes = [view.image.shape[-2:] for view in placed]
         track("align", 1, 1)
-        return Scene(
+        scene = Scene(
             views=placed,
             cam2world=torch.eye(4).repeat(len(placed), 1, 1),
             intrinsics=torch.eye(3).repeat(len(placed), 1, 1),
@@ -82,8 +91,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
             ),
             left_out=(LeftOut(name=views[-1].name, reason="no confident overlap"),),
         )
+        return (scene,)
 
-    monkeypatch.setattr(pipeline, "align", align)
+    monkeypatch.setattr(pipeline, "align_groups", align_groups)
     return got
 
 
@@ -158,23 +168,106 @@ def test_stages_are_tracked_and_the_decision_is_logged(
     assert last["pairs"] == (6, 6)
     line, end = [text for name, _, text in caplog.record_tuples if name == "recon3d.pipeline"]
     assert end.startswith("placed 2 of 3 views")
-    for word in ("small-test", "cpu", "float32", "3 views", "3 pairs (auto)", " MB "):
+    for word in ("small-test", "cpu", "float32", "3 views", "3 pairs (auto)"):
         assert word in line
 
 
-def test_memory_of_predictions_by_hand():
-    flat = torch.zeros(3, 10, 20)
-    view = View(
-        name="a",
-        sha256="0" * 64,
-        image=flat,
-        photo2view=torch.eye(3),
-        photo_width=20,
-        photo_height=10,
-        focal_px=None,
+def test_known_cameras_and_masks_reach_the_alignment(
+    small: str, photos: Path, seen: dict[str, object], tmp_path: Path
+):
+    frame = {"file_path": "photos/1.png", "transform_matrix": np.eye(4).tolist()}
+    given = tmp_path / "transforms.json"
+    given.write_text(json.dumps({"fl_x": 70.0, "w": 80, "h": 60, "frames": [frame]}))
+    black = np.zeros((60, 80), np.uint8)
+    black[:, 40:] = 255
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "masks" / "2.png.png"), black)
+    reconstruct([str(photos)], config(small, cameras=str(given), masks=str(tmp_path / "masks")))
+    first, second, third = seen["cameras"]
+    assert first is None and third is None  # noqa: PT018 - two of a kind
+    assert second.intrinsics[0, 0] == pytest.approx(70.0 * 48 / 80, rel=0.1)
+    assert second.cam2world.shape == (4, 4)
+    assert seen["masks"][:2] == (None, None)
+    assert not bool(seen["masks"][2][:, :23].any())
+    assert bool(seen["masks"][2][:, 25:].all())
+
+
+def test_all_components_asks_for_every_group(small: str, photos: Path, seen: dict[str, object]):
+    reconstruct([str(photos)], config(small, all_components=True))
+    assert seen["limit"] == 1  # one scene is all that `reconstruct` returns
+    result = reconstruct_groups([str(photos)], config(small, all_components=True))
+    assert seen["limit"] is None
+    assert [view.name for view in result.views] == ["0.png", "1.png", "2.png"]
+
+
+def test_of_several_scenes_the_first_names_the_photos_that_are_in_none():
+    def scene(name: str, *out: str) -> Scene:
+        view = View(
+            name=name,
+            sha256=name,
+            image=torch.zeros(3, 8, 8),
+            photo2view=torch.eye(3),
+            photo_width=8,
+            photo_height=8,
+            focal_px=None,
+        )
+        return Scene(
+            views=(view,),
+            cam2world=torch.eye(4)[None],
+            intrinsics=torch.eye(3)[None],
+            depth=(torch.ones(8, 8),),
+            confidence=(torch.ones(8, 8),),
+            verdicts=(
+                Verdict(residual=0.0, edges=1, rotation_uncertainty_deg=0.0, focal_source="exif"),
+            ),
+            left_out=tuple(LeftOut(name=n, reason="no overlap") for n in out),
+        )
+
+    scenes = pipeline._with_left_out(
+        (scene("a", "b", "c"), scene("b", "a", "c")), (LeftOut(name="d", reason="damaged"),)
     )
-    # two maps of 200 pixels x 4 numbers x 2 bytes, in both orders
-    assert pipeline._prediction_bytes((view, view), [(0, 1)]) == 2 * 2 * 200 * 4 * 2
+    assert [[entry.name for entry in one.left_out] for one in scenes] == [["d", "c"], []]
+
+
+def test_a_known_distance_gives_metres(
+    small: str, photos: Path, seen: dict[str, object], monkeypatch: pytest.MonkeyPatch
+):
+    placed = pipeline.align_groups
+
+    def apart(*args: object, **named: object) -> tuple[Scene, ...]:
+        (scene,) = placed(*args, **named)
+        scene.cam2world[1, :3, 3] = torch.tensor([0.0, 3.0, 4.0])
+        return (scene,)
+
+    monkeypatch.setattr(pipeline, "align_groups", apart)
+    scene = reconstruct([str(photos)], config(small, scale_from="0,1.png,10"))
+    assert scene.metric
+    assert scene.cam2world[1, :3, 3].tolist() == [0, 6, 8]
+    with pytest.raises(UsageError, match="could not be placed"):
+        reconstruct([str(photos)], config(small, scale_from="0,2,10"))
+    with pytest.raises(UsageError, match="I,J,METRES"):
+        reconstruct([str(photos)], config(small, scale_from="0,2"))
+
+
+def test_above_a_dozen_photos_those_that_look_alike_are_compared(
+    small: str, tmp_path: Path, seen: dict[str, object]
+):
+    for index in range(14):
+        grey = np.full((60, 80, 3), 17 * index, np.uint8)
+        cv2.imwrite(str(tmp_path / f"{index}.png"), grey)
+    reconstruct([str(tmp_path)], config(small))
+    pairs = {(each.i, each.j) for each in seen["predictions"]}
+    assert len(pairs) < 14 * 13
+    assert len(connected_components(14, pairs)) == 1
+    assert all((j, i) in pairs for i, j in pairs)
+
+
+def test_little_memory_means_fewer_pairs_or_smaller_views(
+    small: str, photos: Path, seen: dict[str, object], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline, "free_device_bytes", lambda _: 1000)
+    with pytest.raises(ResourceError, match="are free"):
+        reconstruct([str(photos)], config(small))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ Nothing in a file is executed, and nothing is allocated by what it says before t
 
 import re
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ class Checkpoint:
     """Weights as they lie in a file, under the names of recon3d's own networks.
 
     `tensors` may be pages of the file: copy what is to be kept. `file` holds them, `notes` says
-    what had to be assumed.
+    what had to be assumed, `licence` is what the file says of it, or None.
     """
 
     kind: Literal["two_view", "croco"]
@@ -41,6 +41,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     file: Path
     notes: tuple[str, ...] = ()
+    licence: str | None = None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -113,8 +114,9 @@ def _read_safetensors(path: Path) -> Checkpoint:
         return _read_hub(path.parent)
     if own.is_file():
         config = read_config(own)
-        tensors, _ = read_safetensors(path)
-        return _two_view(path, config, tensors)
+        tensors, metadata = read_safetensors(path)
+        text = "".join(c for c in metadata.get("licence", "")[:200] if c.isprintable())
+        return replace(_two_view(path, config, tensors), licence=text or None)
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") == "recon3d":
         raise WeightsError(f"{own} does not exist. Put the config saved with the weights there.")

@@ -10,11 +10,16 @@ import typer
 
 from recon3d import __version__, cli_train, cli_weights
 from recon3d.cli_options import (
+    AllComponentsOption,
+    CamerasAreOption,
+    CamerasOption,
     ConfigOption,
     DeterministicOption,
     DeviceOption,
     FocalOption,
     JsonOption,
+    MasksOption,
+    MatchesOption,
     MaxPointsOption,
     MinConfidenceOption,
     OutputOption,
@@ -24,6 +29,8 @@ from recon3d.cli_options import (
     PhotosArgument,
     PrecisionOption,
     QuietOption,
+    RefineOption,
+    ScaleFromOption,
     SeedOption,
     SharedFocalOption,
     SizeOption,
@@ -73,6 +80,13 @@ def run(
     precision: PrecisionOption = None,
     focal: FocalOption = None,
     shared_focal: SharedFocalOption = None,
+    cameras: CamerasOption = None,
+    cameras_are: CamerasAreOption = None,
+    masks: MasksOption = None,
+    scale_from: ScaleFromOption = None,
+    refine: RefineOption = None,
+    all_components: AllComponentsOption = None,
+    matches: MatchesOption = None,
     min_confidence: MinConfidenceOption = None,
     confidence_percentile: PercentileOption = None,
     max_points: MaxPointsOption = None,
@@ -94,6 +108,12 @@ def run(
         "--precision": precision,
         "--focal": focal,
         "--shared-focal": shared_focal,
+        "--cameras": cameras,
+        "--cameras-are": cameras_are,
+        "--masks": masks,
+        "--scale-from": scale_from,
+        "--refine": refine,
+        "--all-components": all_components,
         "--min-confidence": min_confidence,
         "--confidence-percentile": confidence_percentile,
         "--max-points": max_points,
@@ -104,23 +124,38 @@ def run(
     config = run_config(config_file, options)
     with Console(quiet=quiet, verbose=verbose) as console:
         from recon3d import summary
-        from recon3d.export import check_outputs, export
+        from recon3d.export import check_groups, check_outputs, export, numbered
         from recon3d.fuse import fuse
-        from recon3d.pipeline import reconstruct
+        from recon3d.match_file import check_match_output, write_matches
+        from recon3d.pipeline import reconstruct_groups
 
         check_outputs(output, overwrite=overwrite)
+        if config.all_components:
+            check_groups(output, overwrite=overwrite)
+        if matches is not None:
+            check_match_output(matches, overwrite=overwrite)
         console("start", 1, 1)
-        scene = reconstruct(photos, config, track=console)
+        found = reconstruct_groups(photos, config, keep_matches=matches is not None, track=console)
         with console.stage("fuse"):
-            cloud = fuse(scene, config.fuse)
+            clouds = [fuse(scene, config.fuse) for scene in found.scenes]
+        written = [[numbered(target, n) for target in output] for n in range(1, len(clouds) + 1)]
         with console.stage("export"):
-            for target in output:
-                export(scene, cloud, target, overwrite=overwrite)
-    text = f"{summary.sentence(scene)}; wrote {', '.join(output)} in {console.total_s:.1f} s"
-    say(text, quiet and not scene.left_out)
+            for scene, cloud, targets in zip(found.scenes, clouds, written, strict=True):
+                for target in targets:
+                    export(scene, cloud, target, overwrite=overwrite)
+            if matches is not None:
+                write_matches(matches, found.matches, found.views)
+    left_out = found.scenes[0].left_out
+    names = [target for targets in written for target in targets]
+    names += [] if matches is None else [matches]
+    say(
+        f"{summary.sentence(found.scenes)}; wrote {', '.join(names)} in {console.total_s:.1f} s",
+        quiet and not left_out,
+    )
     if json_output:
-        emit(json.dumps(summary.document(scene, cloud, output, config.predict, console)))
-    if scene.left_out:
+        document = summary.document(found.scenes, clouds, written, config.predict, console)
+        emit(json.dumps(document | {"matches": matches}))
+    if left_out:
         raise typer.Exit(EXIT_PARTIAL)
 
 

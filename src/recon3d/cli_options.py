@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recon3d.config import Precision
+from recon3d.config import CamerasAre, Precision
 from recon3d.settings import default
 
 
@@ -25,14 +25,16 @@ OutputOption = Annotated[
         "-o", "--output", help="scene.ply, .glb, .npz, cameras.json or a folder/; may be repeated."
     ),
 ]
-WeightsOption = Annotated[str | None, _option("--weights", "embedded, or a .safetensors file.")]
+WeightsOption = Annotated[
+    str | None, _option("--weights", "embedded, a name of `weights list`, a file or a folder.")
+]
 SizeOption = Annotated[
     int | None,
     typer.Option("--size", help="Long edge in pixels.", show_default="that of the weights"),
 ]
 PairsOption = Annotated[
     str | None,
-    _option("--pairs", "auto, complete, window:K, logwin:K, oneref:I or file:PATH."),
+    _option("--pairs", "auto, complete, window:K, logwin:K, oneref:I, retrieval:K or file:PATH."),
 ]
 DeviceOption = Annotated[str | None, _option("--device", "auto, cpu, cuda, cuda:1 or mps.")]
 PrecisionOption = Annotated[Precision | None, _option("--precision", "Arithmetic of the network.")]
@@ -46,6 +48,37 @@ FocalOption = Annotated[
 ]
 SharedFocalOption = Annotated[
     bool | None, _option("--shared-focal", "One focal length for all photos.")
+]
+CamerasOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cameras", help="Known cameras: cameras.json, transforms.json or a COLMAP model."
+    ),
+]
+CamerasAreOption = Annotated[
+    CamerasAre | None, _option("--cameras-are", "Known cameras are exact, or a prior.")
+]
+MasksOption = Annotated[
+    str | None,
+    typer.Option("--masks", help="Folder of masks IMG.jpg.png; black pixels are ignored."),
+]
+ScaleFromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scale-from",
+        metavar="I,J,METRES",
+        help="Distance between the cameras of two photos (numbers from 0, or names).",
+    ),
+]
+RefineOption = Annotated[
+    bool | None, _option("--refine", "Bundle adjustment at the end (extra colmap).")
+]
+AllComponentsOption = Annotated[
+    bool | None, _option("--all-components", "Reconstruct every group of photos: OUT, OUT-2, ...")
+]
+MatchesOption = Annotated[
+    str | None,
+    typer.Option("--matches", metavar="OUT", help="Write matched pixels: .npz, or .db for COLMAP."),
 ]
 MinConfidenceOption = Annotated[
     float | None, typer.Option("--min-confidence", help="Least confidence of a point, above 1.")

@@ -1,20 +1,54 @@
-"""The commands that make and judge networks: synth, train."""
+"""The commands that make and judge networks: synth, pretrain, train, evaluate."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from recon3d.cli_options import OverwriteOption, QuietOption, VerboseOption, say
-from recon3d.config import PRESETS, Precision, TrainConfig
+from recon3d.cli_options import (
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    OverwriteOption,
+    PrecisionOption,
+    QuietOption,
+    SizeOption,
+    VerboseOption,
+    WeightsOption,
+    emit,
+    say,
+)
+from recon3d.config import PRESETS, Baseline, EvaluateConfig, Precision, PretrainConfig, TrainConfig
 from recon3d.console import Console
 from recon3d.errors import UsageError
+from recon3d.settings import run_config
 
 app = typer.Typer()
 
 Preset = StrEnum("Preset", list(PRESETS))  # type: ignore[misc]
 DEFAULT_PRESET = Preset(TrainConfig.preset)
+
+FolderOption = Annotated[
+    Path, typer.Option("-o", "--output", help="Folder for weights, state and log.")
+]
+PresetOption = Annotated[Preset, typer.Option(help="Size of the network.")]
+MinutesOption = Annotated[float, typer.Option(min=0.01, help="Budget of time.")]
+BudgetOption = Annotated[int, typer.Option(min=1, help="Budget of pairs.")]
+TexturesOption = Annotated[
+    Path | None, typer.Option(help="Folder of photos to use as textures, beside procedural ones.")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where a training ended.")]
+TrainDeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+TrainPrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic.")]
+TrainSeedOption = Annotated[int, typer.Option(min=0, help="Seed.")]
+ScenesOption = Annotated[int, typer.Option(min=1, help="Scenes a step.")]
+ViewsOption = Annotated[int, typer.Option(min=2, max=16, help="Views a scene.")]
+RateOption = Annotated[float, typer.Option(min=0.0, help="Peak of AdamW.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile/--no-compile", help="Compile the renderer.")
+]
 
 
 class SceneKind(StrEnum):
@@ -52,52 +86,94 @@ def synth(
     say(f"rendered {photos} photos of a {scene.value} into {output}", quiet)
 
 
+def check_new(output: Path, resume: bool, overwrite: bool) -> None:
+    """Raise UsageError where a training would be lost."""
+    if not (resume or overwrite) and (output / "state.safetensors").exists():
+        raise UsageError(f"{output} holds a training; add --resume, --overwrite or choose another.")
+
+
+@app.command()
+def pretrain(
+    output: FolderOption,
+    preset: PresetOption = DEFAULT_PRESET,
+    minutes: MinutesOption = PretrainConfig.minutes,
+    pairs: BudgetOption = PretrainConfig.pairs,
+    textures: TexturesOption = None,
+    resume: ResumeOption = False,
+    device: TrainDeviceOption = PretrainConfig.device,
+    precision: TrainPrecisionOption = PretrainConfig.precision,
+    seed: TrainSeedOption = PretrainConfig.seed,
+    batch_scenes: ScenesOption = PretrainConfig.scenes_per_step,
+    views: ViewsOption = PretrainConfig.views_per_scene,
+    learning_rate: RateOption = PretrainConfig.learning_rate,
+    mask_ratio: Annotated[
+        float, typer.Option(min=0.1, max=0.95, help="Share of one view's patches to hide.")
+    ] = PretrainConfig.mask_ratio,
+    compiled: CompileOption = PretrainConfig.compile,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Pretrain by completing one view from another; leaves croco.safetensors for train --init."""
+    check_new(output, resume, overwrite)
+    config = PretrainConfig(
+        preset=preset.value,
+        minutes=minutes,
+        pairs=pairs,
+        textures=None if textures is None else str(textures),
+        resume=resume,
+        device=device,
+        precision=precision,
+        compile=compiled,
+        seed=seed,
+        scenes_per_step=batch_scenes,
+        views_per_scene=views,
+        learning_rate=learning_rate,
+        mask_ratio=mask_ratio,
+    )
+    with Console(quiet=quiet, verbose=verbose) as console:
+        from recon3d.pretrain import pretrain as pretrain_network
+
+        pretrain_network(output, config, track=console)
+
+
 @app.command()
 def train(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for weights and log.")],
-    preset: Annotated[Preset, typer.Option(help="Size of the network.")] = DEFAULT_PRESET,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Budget of time.")] = TrainConfig.minutes,
-    pairs: Annotated[int, typer.Option(min=1, help="Budget of pairs.")] = TrainConfig.pairs,
-    textures: Annotated[
-        Path | None,
-        typer.Option(help="Folder of photos to use as textures, beside procedural ones."),
+    output: FolderOption,
+    preset: PresetOption = DEFAULT_PRESET,
+    minutes: MinutesOption = TrainConfig.minutes,
+    pairs: BudgetOption = TrainConfig.pairs,
+    textures: TexturesOption = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Weights to start from: of pretrain, a two-view network, or embedded."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a training ended.")] = False,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")
-    ] = TrainConfig.device,
-    precision: Annotated[Precision, typer.Option(help="Arithmetic.")] = TrainConfig.precision,
-    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = TrainConfig.seed,
-    batch_scenes: Annotated[
-        int, typer.Option(min=1, help="Scenes a step.")
-    ] = TrainConfig.scenes_per_step,
-    views: Annotated[
-        int, typer.Option(min=2, max=16, help="Views a scene.")
-    ] = TrainConfig.views_per_scene,
-    learning_rate: Annotated[
-        float, typer.Option(help="Peak of AdamW.")
-    ] = TrainConfig.learning_rate,
+    resume: ResumeOption = False,
+    device: TrainDeviceOption = TrainConfig.device,
+    precision: TrainPrecisionOption = TrainConfig.precision,
+    seed: TrainSeedOption = TrainConfig.seed,
+    batch_scenes: ScenesOption = TrainConfig.scenes_per_step,
+    views: ViewsOption = TrainConfig.views_per_scene,
+    learning_rate: RateOption = TrainConfig.learning_rate,
     alpha: Annotated[
         float, typer.Option(min=0.001, help="Weight of log-confidence in the loss.")
     ] = TrainConfig.alpha,
     matching_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the budget for matching alone.")
     ] = TrainConfig.matching_share,
-    compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Compile the renderer.")
-    ] = TrainConfig.compile,
+    compiled: CompileOption = TrainConfig.compile,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Train a network on procedural scenes; leaves model.safetensors and log.jsonl in a folder."""
-    if not (resume or overwrite) and (output / "state.safetensors").exists():
-        raise UsageError(f"{output} holds a training; add --resume, --overwrite or choose another.")
+    check_new(output, resume, overwrite)
     config = TrainConfig(
         preset=preset.value,
         minutes=minutes,
         pairs=pairs,
         textures=None if textures is None else str(textures),
+        init=init,
         resume=resume,
         device=device,
         precision=precision,
@@ -113,3 +189,60 @@ def train(
         from recon3d.train import train as train_network
 
         train_network(output, config, track=console)
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="Folder with gt.json or pairs.json, or one of such."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="table.json to write.")],
+    weights: WeightsOption = None,
+    size: SizeOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    baseline: Annotated[
+        list[Baseline] | None, typer.Option(help="Compare with it; may be repeated.")
+    ] = None,
+    scenes: Annotated[
+        str | None, typer.Option(help="Names of scenes with commas between.", show_default="all")
+    ] = None,
+    max_photos: Annotated[
+        int | None, typer.Option(min=2, help="Most photos of a scene.", show_default="all")
+    ] = None,
+    max_pairs: Annotated[
+        int, typer.Option(min=1, help="Most pairs of a scene that are solved one by one.")
+    ] = EvaluateConfig.max_pairs,
+    config_file: ConfigOption = None,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Measure accuracy against ground truth, beside the baselines."""
+    options = {
+        "--weights": weights, "--size": size, "--device": device, "--precision": precision
+    }  # fmt: skip
+    config = EvaluateConfig(
+        run=run_config(config_file, options),
+        baselines=tuple(baseline or ()),
+        scenes=tuple(name.strip() for name in (scenes or "").split(",") if name.strip()),
+        max_photos=max_photos,
+        max_pairs=max_pairs,
+    )
+    if output.suffix.lower() != ".json":
+        raise UsageError(f"the output {output} must end in .json. Name it table.json, say.")
+    with Console(quiet=quiet, verbose=verbose) as console:
+        from recon3d import score_table
+        from recon3d.evaluate import evaluate as measure
+        from recon3d.export import check_outputs
+        from recon3d.files import atomic_write
+
+        check_outputs([str(output)], overwrite=overwrite)
+        table = measure(data, config, track=console)
+        with atomic_write(output) as file:
+            score_table.write_table(table, file)
+    say(f"{score_table.text(table)}\n\nwrote {output}", quiet)
+    if json_output:
+        emit(json.dumps(score_table.document(table)))

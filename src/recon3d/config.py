@@ -133,11 +133,16 @@ class PhotoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Running the network: `batch_size` None chooses from the device."""
+    """Running the network: `batch_size` None chooses from the device.
+
+    `tokens_on_host` keeps the encoded views in the memory of the host, where the device has its own
+    and little of it.
+    """
 
     device: str = "auto"
     precision: Precision = Precision.AUTO
     batch_size: int | None = None
+    tokens_on_host: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,15 +234,25 @@ class RefineConfig:
 class RunConfig:
     """All stages of `recon3d run`.
 
-    `deterministic` gives the same bytes on every run on the same machine.
+    `cameras` is a file or COLMAP model of known cameras, `masks` a folder of masks, `scale_from`
+    "I,J,METRES": the distance between two cameras. `refine` adds a bundle adjustment;
+    `all_components` reconstructs every group of photos, not the largest alone. `deterministic`
+    gives the same bytes on every run on the same machine.
     """
 
     weights: str = "embedded"
     pairs: str = "auto"
+    cameras: str | None = None
+    masks: str | None = None
+    scale_from: str | None = None
+    refine: bool = False
+    all_components: bool = False
     deterministic: bool = False
     photos: PhotoConfig = field(default_factory=PhotoConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
+    matches: MatchConfig = field(default_factory=MatchConfig)
+    bundle: RefineConfig = field(default_factory=RefineConfig)
     fuse: FuseConfig = field(default_factory=FuseConfig)
 
 

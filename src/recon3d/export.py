@@ -61,6 +61,27 @@ def export(scene: Scene, cloud: PointCloud, output: str, *, overwrite: bool = Fa
             WRITERS[target.suffix.lower()](scene, cloud, file)
 
 
+def numbered(output: str, number: int) -> str:
+    """Return the output of group `number`: scene.ply, scene-2.ply, ...; out/, out-2/, ..."""
+    if number == 1:
+        return output
+    if _is_folder(output):
+        return f"{output.rstrip(os.sep)}-{number}{os.sep}"
+    path = Path(output)
+    return str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+
+
+def check_groups(outputs: Sequence[str], *, overwrite: bool) -> None:
+    """Check as `check_outputs` that no group's output is there already."""
+    for output in outputs:
+        here = Path(output)
+        pattern = f"{here.name}-*" if _is_folder(output) else f"{here.stem}-*{here.suffix}"
+        for old in sorted(here.parent.glob(pattern)) if here.parent.is_dir() else []:
+            number = old.name.removesuffix(here.suffix).rpartition("-")[2]
+            if number.isdecimal() and not overwrite:
+                raise UsageError(f"{old} exists; add --overwrite or choose another name.")
+
+
 def check_outputs(outputs: Sequence[str], *, overwrite: bool) -> None:
     """Check, before any work, that every output can be written.
 

@@ -4,32 +4,58 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 
-from recon3d.align import align
-from recon3d.config import RunConfig
-from recon3d.pairs import pair_graph
-from recon3d.photos import load_views
-from recon3d.predict import predict_pairs, resolve_device, resolve_precision
+from recon3d.align import align_groups
+from recon3d.align_samples import Cameras
+from recon3d.bundle import refine_scene
+from recon3d.config import CamerasAre, RunConfig
+from recon3d.given import read_cameras
+from recon3d.masks import read_masks
+from recon3d.matches import Matches, collect_matches, merge_orders, renumber
+from recon3d.memory import free_device_bytes, free_host_bytes, plan, thinned
+from recon3d.model import TwoViewModel
+from recon3d.pairs import needs_similarity, pair_graph
+from recon3d.photos import find_photos, load_views, read_photo
+from recon3d.predict import encode_views, predict_encoded, resolve_device, resolve_precision
 from recon3d.progress import Track, silent
-from recon3d.types import Scene, View
+from recon3d.retrieval import pooled_similarity
+from recon3d.scale import parse_scale_from, scale_scene
+from recon3d.two_step import predict_in_two_steps
+from recon3d.types import LeftOut, Scene, View
 from recon3d.weights import load
 
 logger = logging.getLogger(__name__)
+
+_STAND_IN = "window:6"
+"""As many pairs as a graph by similarity will have, for the memory estimate before there is one."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reconstruction:
+    """Scenes, largest first; all readable `views`; matches between them if they were asked for."""
+
+    scenes: tuple[Scene, ...]
+    views: tuple[View, ...]
+    matches: tuple[Matches, ...]
 
 
 def reconstruct(
     inputs: Sequence[str], config: RunConfig | None = None, *, track: Track = silent
 ) -> Scene:
-    """Return the scene that the photographs show; units are arbitrary.
+    """Return the scene that most of the photographs show; units are arbitrary.
 
     Args:
         inputs: folders, files or patterns.
         config: all settings; None takes the defaults.
-        track: told the stages "weights", "photos", "encode", "pairs" and "align".
+        track: told the stages "weights", "photos", "encode", "pairs" and "align", with a
+            refinement also "features" and "refine".
 
     Returns:
         The placed views in the order of their names; `left_out` names every photograph that is
@@ -42,52 +68,197 @@ def reconstruct(
         DisconnectedError: no two photographs overlap confidently.
         ResourceError: memory is missing after all fall-backs.
     """
-    config = config or RunConfig()
+    config = replace(config or RunConfig(), all_components=False)
+    return reconstruct_groups(inputs, config, track=track).scenes[0]
+
+
+def reconstruct_groups(
+    inputs: Sequence[str],
+    config: RunConfig,
+    *,
+    keep_matches: bool = False,
+    track: Track = silent,
+) -> Reconstruction:
+    """Return the scene of every group of photographs, or of the largest, and the matches.
+
+    Arguments and errors as for `reconstruct`. With several scenes `left_out` of the first names
+    the photographs that are in none.
+    """
+    known_size = None if config.scale_from is None else parse_scale_from(config.scale_from)
     with _reproducible(config):
         device = resolve_device(config.predict.device)
         dtype = resolve_precision(config.predict.precision, device)
         model = load(config.weights)
         track("weights", 1, 1)
-        photos = replace(
-            config.photos,
-            size=config.photos.size or model.config.image_size,
-            patch_size=model.config.patch_size,
+        views, unusable, config, most_pairs = _views_that_fit(
+            inputs, config, model, device, dtype, track
         )
-        views, unusable = load_views(inputs, photos, track=track)
-        pairs = pair_graph(config.pairs, len(views))
+        cameras = () if config.cameras is None else read_cameras(Path(config.cameras), views)
+        masks = () if config.masks is None else read_masks(Path(config.masks), views)
+        started_s = time.perf_counter()
+        encoded = encode_views(model, views, config.predict, track=track)
+        similarity = None
+        if needs_similarity(config.pairs, len(views)):
+            similarity = pooled_similarity([encoded.tokens[n] for n in range(len(views))])
+        pairs = pair_graph(config.pairs, len(views), similarity)
+        if most_pairs is not None:
+            pairs = list(thinned(pairs, most_pairs))
         logger.info(
-            "network %s (%.0f M parameters) on %s in %s; %d views of %s px, %d pairs (%s); "
-            "about %.0f MB for weights and predictions",
+            "network %s (%.0f M parameters) on %s in %s; %d views of %s px, %d pairs (%s)",
             model.config.name,
-            _n_parameters(model) / 1e6,
+            sum(parameter.numel() for parameter in model.parameters()) / 1e6,
             device,
             str(dtype).removeprefix("torch."),
             len(views),
-            photos.size,
+            config.photos.size,
             len(pairs),
             config.pairs,
-            (_prediction_bytes(views, pairs) + 4 * _n_parameters(model)) / 1e6,
         )
-        started_s = time.perf_counter()
-        predictions = predict_pairs(model, views, pairs, config.predict, track=track)
-        scene = align(predictions, views, config.align, track=track)
+        if config.pairs == "auto" and len(pairs) < len(views) * (len(views) - 1) // 2:
+            predictions = predict_in_two_steps(
+                model,
+                encoded,
+                pairs,
+                config.predict,
+                similarity=similarity,
+                min_confidence=config.align.min_edge_confidence,
+                track=track,
+            )
+        else:
+            predictions = predict_encoded(model, encoded, pairs, config.predict, track=track)
+        found: list[Matches] = []
+        if keep_matches or config.refine:
+            predictions = collect_matches(predictions, found, config.matches)
+        scenes = align_groups(
+            predictions,
+            views,
+            config.align,
+            cameras=cameras,
+            masks=masks,
+            limit=None if config.all_components else 1,
+            track=track,
+        )
+        matches = merge_orders(found)
         logger.info(
             "placed %d of %d views; prediction and alignment took %.1f s",
-            len(scene.views),
+            sum(len(scene.views) for scene in scenes),
             len(views),
             time.perf_counter() - started_s,
         )
-    return replace(scene, left_out=unusable + scene.left_out)
+        if config.refine:
+            rgb_of = _photo_reader(inputs, config)
+            scenes = tuple(
+                _refined(scene, views, matches, cameras, config, rgb_of, track) for scene in scenes
+            )
+    if known_size is not None:
+        names = [view.name for view in views]
+        ends = {known_size.first, known_size.second}
+        scenes = tuple(
+            scale_scene(scene, known_size.first, known_size.second, known_size.metres, names)
+            if len(scenes) == 1 or ends <= _called(scene, names)
+            else scene
+            for scene in scenes
+        )
+    return Reconstruction(
+        scenes=_with_left_out(scenes, unusable), views=views, matches=tuple(matches)
+    )
 
 
-def _n_parameters(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _views_that_fit(
+    inputs: Sequence[str],
+    config: RunConfig,
+    model: TwoViewModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    track: Track,
+) -> tuple[tuple[View, ...], tuple[LeftOut, ...], RunConfig, int | None]:
+    """Return the views, those left out, the settings that memory allows, and the most pairs.
+
+    The last is None where memory does not bound it.
+    """
+    photos = replace(
+        config.photos,
+        size=config.photos.size or model.config.image_size,
+        patch_size=model.config.patch_size,
+    )
+    views, unusable = load_views(inputs, photos, track=track)
+    known = not needs_similarity(config.pairs, len(views))
+    outline = pair_graph(config.pairs if known else _STAND_IN, len(views))
+    planned = plan(
+        model.config,
+        [(view.image.shape[-2], view.image.shape[-1]) for view in views],
+        outline,
+        free_device_bytes(device),
+        device.type,
+        half=dtype != torch.float32,
+        batch_size=config.predict.batch_size,
+        max_map_bytes=config.align.max_map_bytes,
+        host_free_bytes=free_host_bytes() if device.type == "cuda" else None,
+    )
+    if planned.share < 1:
+        patch = model.config.patch_size
+        size = max(patch, int(planned.share * (photos.size or 0)) // patch * patch)
+        photos = replace(photos, size=size)
+        views, unusable = load_views(inputs, photos)
+    predict = replace(
+        config.predict,
+        batch_size=planned.batch_size,
+        tokens_on_host=planned.tokens_on_host or config.predict.tokens_on_host,
+    )
+    config = replace(config, photos=photos, predict=predict)
+    return views, unusable, config, len(planned.pairs) if planned.pairs != tuple(outline) else None
 
 
-def _prediction_bytes(views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> int:
-    """Return the size of all predictions: 3 coordinates and a confidence, fp16, both orders."""
-    pixels = [view.image.shape[-2] * view.image.shape[-1] for view in views]
-    return sum(2 * (pixels[i] + pixels[j]) * 4 * 2 for i, j in pairs)
+def _photo_reader(
+    inputs: Sequence[str], config: RunConfig
+) -> Callable[[View], UInt8[np.ndarray, "_ _ 3"]]:
+    """Return a function that reads the photo behind a view again, at full size."""
+    paths = {name: path for path, name in find_photos(inputs)}
+    return lambda view: read_photo(paths[view.name], view.name, config.photos).rgb
+
+
+def _refined(
+    scene: Scene,
+    views: Sequence[View],
+    matches: Sequence[Matches],
+    cameras: Cameras,
+    config: RunConfig,
+    rgb_of: Callable[[View], UInt8[np.ndarray, "_ _ 3"]],
+    track: Track,
+) -> Scene:
+    """Return the scene after a bundle adjustment, the same where that does not improve it."""
+    old = {view.name: n for n, view in enumerate(views)}
+    members = [old[view.name] for view in scene.views]
+    fixed = [
+        k
+        for k, n in enumerate(members)
+        if cameras
+        and config.align.cameras_are is CamerasAre.FIXED
+        and (camera := cameras[n]) is not None
+        and camera.cam2world is not None
+    ]
+    new = {n: k for k, n in enumerate(members)}
+    better, report = refine_scene(
+        scene, renumber(matches, new), config.bundle, rgb_of=rgb_of, fixed=fixed, track=track
+    )
+    if report.reason:
+        logger.warning("the bundle adjustment changed nothing: %s", report.reason)
+    return better
+
+
+def _called(scene: Scene, names: Sequence[str]) -> set[str]:
+    """Return all that the views of a scene may be called: names, file names, indices."""
+    placed = {view.name for view in scene.views}
+    numbers = {str(n) for n, name in enumerate(names) if name in placed}
+    return placed | {Path(name).name for name in placed} | numbers
+
+
+def _with_left_out(scenes: Sequence[Scene], unusable: tuple[LeftOut, ...]) -> tuple[Scene, ...]:
+    """Return the scenes, of which the first names all photographs that are in none."""
+    placed = {view.name for scene in scenes for view in scene.views}
+    outside = tuple(entry for entry in scenes[0].left_out if entry.name not in placed)
+    first = replace(scenes[0], left_out=unusable + outside)
+    return (first, *(replace(scene, left_out=()) for scene in scenes[1:]))
 
 
 @contextlib.contextmanager

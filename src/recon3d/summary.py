@@ -13,35 +13,66 @@ FORMAT = "recon3d-run"
 VERSION = 1
 
 
-def sentence(scene: Scene) -> str:
-    """Return "3 of 5 photos placed; 2 left out: a.jpg (why), b.jpg (why)"."""
-    n_placed, n_out = len(scene.views), len(scene.left_out)
-    text = f"{n_placed} of {n_placed + n_out} photos placed"
-    if not n_out:
+def sentence(scenes: Sequence[Scene]) -> str:
+    """Return "3 of 5 photos placed; 2 left out: a.jpg (why), b.jpg (why)".
+
+    With several scenes their sizes are named, and pairs that contradict the rest are counted.
+    """
+    left_out = scenes[0].left_out
+    n_placed = sum(len(scene.views) for scene in scenes)
+    text = f"{n_placed} of {n_placed + len(left_out)} photos placed"
+    if len(scenes) > 1:
+        sizes = " + ".join(str(len(scene.views)) for scene in scenes)
+        text += f" in {len(scenes)} groups ({sizes})"
+    doubtful = sum("contradict" in edge.reason for scene in scenes for edge in scene.edges)
+    if doubtful:
+        text += f"; {doubtful} pairs contradict the others and were not used"
+    if not left_out:
         return text
-    return f"{text}; {n_out} left out: " + ", ".join(
-        f"{entry.name} ({entry.reason})" for entry in scene.left_out
+    return f"{text}; {len(left_out)} left out: " + ", ".join(
+        f"{entry.name} ({entry.reason})" for entry in left_out
     )
 
 
 def document(
-    scene: Scene,
-    cloud: PointCloud,
-    outputs: Sequence[str],
+    scenes: Sequence[Scene],
+    clouds: Sequence[PointCloud],
+    outputs: Sequence[Sequence[str]],
     config: PredictConfig,
     stages: Console,
 ) -> dict[str, Any]:
     """Return the versioned object of `recon3d run --json`.
 
-    `focal_px` is in pixels of the upright original photo. `stages` gives the steps done and the
-    seconds taken by each stage in the order they ran; "pairs" counts ordered pairs.
+    `placed`, `points`, `units` and `outputs` are of the largest scene, `more_scenes` has those of
+    the others. `focal_px` is in pixels of the upright original photo. `stages` gives the steps done
+    and the seconds taken by each stage in the order they ran; "pairs" counts ordered pairs.
     """
+    left_out = scenes[0].left_out
+    each = [
+        _scene_document(scene, cloud, names)
+        for scene, cloud, names in zip(scenes, clouds, outputs, strict=True)
+    ]
     device = resolve_device(config.device)
     dtype = resolve_precision(config.precision, device)
     return {
         "format": FORMAT,
         "version": VERSION,
-        "photos": len(scene.views) + len(scene.left_out),
+        "photos": sum(len(scene.views) for scene in scenes) + len(left_out),
+        **each[0],
+        "more_scenes": each[1:],
+        "left_out": [{"name": entry.name, "reason": entry.reason} for entry in left_out],
+        "device": str(device),
+        "precision": str(dtype).removeprefix("torch."),
+        "stages": {
+            stage: {"count": stages.counts[stage], "seconds": round(seconds, 3)}
+            for stage, seconds in stages.seconds.items()
+        },
+        "seconds": round(stages.total_s, 3),
+    }
+
+
+def _scene_document(scene: Scene, cloud: PointCloud, outputs: Sequence[str]) -> dict[str, Any]:
+    return {
         "placed": [
             {
                 "name": view.name,
@@ -52,15 +83,13 @@ def document(
                 scene.views, scene.intrinsics, scene.verdicts, strict=True
             )
         ],
-        "left_out": [{"name": entry.name, "reason": entry.reason} for entry in scene.left_out],
+        "pairs_used": sum(edge.used for edge in scene.edges),
+        "pairs_refused": [
+            {"first": edge.first, "second": edge.second, "reason": edge.reason}
+            for edge in scene.edges
+            if not edge.used
+        ],
         "points": len(cloud.points_in_world),
         "units": "metres" if scene.metric else "arbitrary",
         "outputs": list(outputs),
-        "device": str(device),
-        "precision": str(dtype).removeprefix("torch."),
-        "stages": {
-            stage: {"count": stages.counts[stage], "seconds": round(seconds, 3)}
-            for stage, seconds in stages.seconds.items()
-        },
-        "seconds": round(stages.total_s, 3),
     }
