@@ -10,8 +10,8 @@ from recon3d import croco_file
 from recon3d.batches import Batch, ordered_pairs
 from recon3d.config import PRESETS, CrocoConfig, ModelConfig, PretrainConfig
 from recon3d.croco import CrocoModel, completion_loss, random_hidden
+from recon3d.device import resolve_precision
 from recon3d.errors import UsageError
-from recon3d.predict import resolve_precision
 from recon3d.progress import Track, silent
 from recon3d.throughput import completion_flops
 from recon3d.training import Step, Task, open_folder, run

@@ -15,10 +15,10 @@ from torch import Tensor
 from recon3d import losses, weights
 from recon3d.batches import Batch, matches_of, ordered_pairs, pair_targets
 from recon3d.config import PRESETS, TrainConfig
+from recon3d.device import resolve_precision
 from recon3d.errors import UsageError
 from recon3d.geometry import rotation_angle, umeyama
 from recon3d.model import TwoViewModel, TwoViewOutput
-from recon3d.predict import resolve_precision
 from recon3d.progress import Track, silent
 from recon3d.throughput import embedding_flops, encoder_flops, two_view_flops
 from recon3d.training import Step, Task, open_folder, run

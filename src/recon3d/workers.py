@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
+from recon3d.device import resolve_device
 from recon3d.errors import UsageError
-from recon3d.predict import resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)
