@@ -15,7 +15,7 @@ def small_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put a tiny network in the place of the packaged one."""
     path = tmp_path / "embedded.safetensors"
     weights.save(TwoViewModel(SMALL), path)
-    monkeypatch.setattr(weights, "locate", lambda _: (path, path.with_suffix(".json")))
+    monkeypatch.setattr(weights, "locate", lambda _: path)
     return path
 
 

@@ -107,6 +107,9 @@ def _fetch(entry: Published) -> Path:
     with atomic_write(partial / RECORD) as out:
         out.write((json.dumps(record, indent=2) + "\n").encode())
     try:
+        for other in partial.iterdir():  # parts of other versions
+            if other.name not in (*FILES, RECORD):
+                other.unlink()
         if folder.exists():  # damaged, or it would not have been fetched again
             shutil.rmtree(folder)
         partial.rename(folder)
