@@ -1,10 +1,10 @@
 """What a run is predicted to take, what is given up for less, and the measured truth."""
 
 import json
-import logging
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,54 +55,65 @@ def test_fifty_large_photos_by_hand():
     assert few.tokens == 2 * 768 * 1024 * 2
 
 
-def test_what_is_free_is_shared_out_in_the_order_of_the_ladder(caplog: pytest.LogCaptureFixture):
-    """With less and less memory on a CUDA device, the steps come one after the other."""
-    full = plan(LARGE, SHAPES, COMPLETE, 10**12, "cuda", half=True)
-    assert full.steps == ()
-    assert full.weights == 4 * n_parameters(LARGE)
-    assert full.device_bytes == full.weights + full.tokens + full.working
-    assert full.host_bytes == full.maps
-    texts = set()
-    free, before = full.device_bytes, full
+@pytest.mark.parametrize(("device", "ladder"), [("cpu", "bpv"), ("cuda", "btv")])
+def test_the_less_is_free_the_more_is_given_up_in_order(
+    device: str, ladder: str, caplog: pytest.LogCaptureFixture
+):
+    """b: batch, t: tokens to the host, p: pairs, v: views smaller."""
+    before = plan(LARGE, SHAPES, COMPLETE, 10**12, device, half=True, batch_size=8)
+    assert before.steps == ()
+    assert not caplog.records
+    free = int(1.2 * before.peak_bytes)
+    seen = ""
     while True:
-        free -= 50_000_000
+        free -= 40_000_000
+        caplog.clear()
         try:
-            found = plan(LARGE, SHAPES, COMPLETE, free, "cuda", half=True)
-        except ResourceError as error:
-            assert "smaller --size" in str(error)
-            assert "\n" not in str(error)
+            found = plan(LARGE, SHAPES, COMPLETE, free, device, half=True, batch_size=8)
+        except ResourceError:
             break
-        assert found.device_bytes <= free
+        assert (found.device_bytes or found.host_bytes) <= free
         assert found.batch_size <= before.batch_size
         assert found.tokens_on_host >= before.tokens_on_host
         assert len(found.pairs) <= len(before.pairs)
         assert found.share <= before.share
-        kinds = [text.split()[0] for text in found.steps]
-        assert kinds == sorted(kinds, key=["batches", "tokens", "612", "views"].index) or any(
-            "pairs" in text for text in found.steps
-        )
-        if found.tokens_on_host:
-            assert found.batch_size == 1
-        if found.share < 1:
-            assert found.tokens_on_host
-            assert len(found.pairs) == 49
-        texts |= {text.split(" ")[0] for text in found.steps}
+        kinds = ["p" if "pairs" in text else text[0] for text in found.steps]
+        assert kinds == sorted(kinds, key=ladder.index)
+        assert [r.message for r in caplog.records] == [f"memory: {text}" for text in found.steps]
+        seen = seen if "".join(dict.fromkeys(kinds)) in seen else "".join(dict.fromkeys(kinds))
         before = found
-    assert {"batches", "tokens", "views"} <= texts
+    assert seen == ladder
+    assert before.batch_size == 1
     assert before.share < 1
-    warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
-    assert any(text.startswith("memory: batches of 1") for text in warnings)
+    assert before.tokens_on_host == (device == "cuda")
+    assert len(before.pairs) == (49 if device == "cpu" else len(COMPLETE))
+
+
+def test_what_does_not_fit_at_all_is_one_clear_line():
+    with pytest.raises(ResourceError, match=r"needs about .* MB and 1 MB are free.*--size") as e:
+        plan(LARGE, SHAPES, COMPLETE, 10**6, "cpu", half=True)
+    assert "\n" not in str(e.value)
+
+
+def test_parts_of_a_gpu_run():
+    full = plan(LARGE, SHAPES, COMPLETE, 10**12, "cuda", half=True)
+    assert full.weights == 4 * n_parameters(LARGE)
+    assert full.device_bytes == full.weights + full.tokens + full.working
+    assert full.host_bytes == full.maps
+    fp32 = plan(LARGE, SHAPES, COMPLETE, 10**12, "cuda", half=False)
+    assert fp32.tokens == 2 * full.tokens
+    assert fp32.working >= full.working
 
 
 def test_a_host_that_is_full_gives_up_pairs_but_not_the_batch():
     found = plan(LARGE, SHAPES, COMPLETE, 10**12, "cuda", half=True, host_free_bytes=800_000_000)
     assert found.host_bytes <= 720_000_000
-    assert found.batch_size == plan(LARGE, SHAPES, COMPLETE, 10**12, "cuda", half=True).batch_size
+    assert found.batch_size == 32
     assert not found.tokens_on_host
-    assert len(found.pairs) < len(COMPLETE)
     assert found.share == 1
+    assert len(found.pairs) == 76  # 76 x 2 x 2 x 384 x 512 x 8 bytes = 478 MB
     assert connected_components(50, found.pairs) == [list(range(50))]
-    assert found.steps[-1] == f"{len(found.pairs)} of 306 pairs of 50 views" or len(found.steps) < 3
+    assert found.steps[-1] == "76 of 153 pairs"
 
 
 def test_the_batch_that_is_asked_for_is_where_it_starts():
@@ -157,7 +168,7 @@ def test_what_is_free_is_a_plausible_number():
 
 
 _MEASURE = """
-import json, resource, sys, torch
+import json, re, sys, torch
 from recon3d.config import ModelConfig, Precision, PredictConfig
 from recon3d.model import TwoViewModel
 from recon3d.predict import predict_pairs
@@ -174,15 +185,16 @@ config = PredictConfig(device="cpu", precision=Precision(precision), batch_size=
 pairs = [(0, 1), (0, 2)]
 list(predict_pairs(model, views(32, 32), pairs, config))
 big = views(height, width)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # of this program alone; getrusage also remembers the one that started it
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+before = peak()
 n = sum(1 for _ in predict_pairs(model, big, pairs, config))
 assert n == 4
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps((after - before) * (1 if sys.platform == "darwin" else 1024)))
+print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc")
 @pytest.mark.parametrize("head", [HeadType.LINEAR, HeadType.DPT])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_batch_takes_at_most_what_is_predicted(head: HeadType, precision: str):
@@ -211,6 +223,5 @@ def test_a_batch_takes_at_most_what_is_predicted(head: HeadType, precision: str)
     measured = int(done.stdout)
     config = ModelConfig(**(sizes | {"head": head}))
     predicted = working_bytes(config, shape, 4, half=precision == "bf16")
-    print(head, precision, measured, predicted)
-    assert measured <= 1.1 * predicted
+    assert measured <= predicted
     assert predicted <= 4 * measured

@@ -461,14 +461,10 @@ def test_on_a_device_that_works_by_itself_the_next_batch_is_under_way(
     runner = _Runner(model, [(2, 3)] * 5, config(batch_size=2))
     encoded = runner.encode(views, range(5), lambda *step: None)
 
-    class Event:
-        def synchronize(self) -> None:
-            events.append("wait")
-
     if overlaps:
         runner.overlaps = True
-        monkeypatch.setattr("recon3d.predict._recorded_event", lambda device: Event())
-        monkeypatch.setattr("recon3d.predict.torch.cuda.Event", Event)
+        waits = lambda device: lambda: events.append("wait")  # noqa: E731
+        monkeypatch.setattr("recon3d.predict._end_of_queue", waits)
     for _ in runner.predict(encoded, [(0, 2), (0, 4), (2, 4)], lambda *step: None):
         events.append("use")
     use = ["use", "use"]

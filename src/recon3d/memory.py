@@ -30,6 +30,7 @@ _USABLE_SHARE = 0.9  # of what is free: allocators waste some
 _SMALLER = 0.75
 _SPARSER = 0.5
 _MAPS_VALUES = 4  # x, y, z and confidence of a pixel
+_FIXED_BYTES = 128_000_000  # copies of weights and buffers of the libraries; measured, ViT-L
 _HALF_BYTES = 2  # of a value on its way out, and of a token in 16-bit arithmetic
 _FLOAT_BYTES = 4
 
@@ -90,20 +91,21 @@ def working_bytes(config: ModelConfig, shape: Shape, batch_size: int, *, half: b
     n_tokens = pixels // config.patch_size**2
     kept = 2 * (config.enc_dim + (config.dec_depth + 1) * config.dec_dim) * n_tokens * size
     block = (4 + 2 * config.mlp_ratio) * max(config.enc_dim, config.dec_dim) * n_tokens * size
-    # raw values, points, distances, both heads; then the same again in half precision
-    output = 24 * _MAPS_VALUES * pixels
+    # raw values, directions, distances, points and their halves, of both heads
+    output = 40 * _FLOAT_BYTES * pixels
     if config.head is HeadType.LINEAR:
         head = 2 * 4 * pixels * _FLOAT_BYTES
     else:
         dim, last = config.dpt_feature_dim, config.dpt_last_dim
-        # the two full-size maps of the last convolutions, each once more in the library's layout;
-        # the last one also in fp32
-        full = 2 * size * (dim // 2 + last) + _FLOAT_BYTES * last
-        # a quarter of the pixels: three maps of the finest level of the pyramid
-        head = pixels * full + 3 * dim * pixels // 4 * _FLOAT_BYTES
+        # what goes into and comes out of the last large convolution: in 16 bits with the latter in
+        # fp32 as well, in fp32 with both in the library's own layout as well; and the pyramid,
+        # which has a quarter of the pixels
+        copies = _FLOAT_BYTES * last if half else size * (dim // 2 + last)
+        head = pixels * (size * (dim // 2 + last) + copies)
+        head += pixels // 4 * dim * _FLOAT_BYTES
     if config.has_descriptors:
         output += 4 * (config.descriptor_dim + 1) * pixels * _FLOAT_BYTES
-    return batch_size * (kept + max(block, head) + output)
+    return _FIXED_BYTES + batch_size * (kept + max(block, head) + output)
 
 
 def choose_batch_size(
@@ -133,7 +135,8 @@ def plan(
     """Return the largest run that fits, giving up speed first and quality last.
 
     In this order: half the batch down to one pair; tokens in host memory; half the pairs down to
-    a tree that joins what was joined; views of three quarters the size. Every step is logged.
+    a tree that joins what was joined; views of three quarters the size. A step that would not help
+    where memory is missing is left out. Every step is logged.
 
     Args:
         config: sizes of the network.
@@ -181,7 +184,7 @@ def plan(
         )
     )
     while any(full := too_full(current)):
-        step = _next_step(current, largest, len(shapes), separate, device_full=full[0])
+        step = _next_step(current, largest, separate, *full)
         if step is None:
             raise ResourceError(
                 f"the run needs about {_mb(current.peak_bytes)} and {_mb(free_bytes)} are free,"
@@ -296,7 +299,7 @@ def _priced(
 
 
 def _next_step(
-    current: Plan, largest: Shape, n_views: int, separate: bool, *, device_full: bool
+    current: Plan, largest: Shape, separate: bool, device_full: bool, host_full: bool
 ) -> tuple[Plan, str] | None:
     """Return the next smaller run, not yet priced, and what was given up; None at the end."""
     if device_full and current.batch_size > 1:
@@ -304,10 +307,11 @@ def _next_step(
         return replace(current, batch_size=batch_size), f"batches of {batch_size}"
     if device_full and separate and not current.tokens_on_host:
         return replace(current, tokens_on_host=True), "tokens wait in the memory of the host"
-    fewer = thinned(current.pairs, int(_SPARSER * len(current.pairs)))
-    if len(fewer) < len(current.pairs):
-        words = f"{len(fewer)} of {len(current.pairs)} pairs of {n_views} views"
-        return replace(current, pairs=fewer), words
+    if host_full or not separate:  # where the predictions lie
+        fewer = thinned(current.pairs, int(_SPARSER * len(current.pairs)))
+        if len(fewer) < len(current.pairs):
+            words = f"{len(fewer)} of {len(current.pairs)} pairs"
+            return replace(current, pairs=fewer), words
     share = _SMALLER * current.share
     long_edge = int(share * max(largest))
     if long_edge < LEAST_LONG_EDGE_PX:

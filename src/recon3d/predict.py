@@ -210,7 +210,8 @@ class _Runner:
                 buckets[encoded.grids[first], encoded.grids[second]].append((first, second))
         done, warned = 0, False
         for batch in self._ahead(self._decoded(encoded, buckets)):
-            if not warned and not batch.is_finite():
+            batch.wait()
+            if not warned and not bool(batch.finite):
                 logger.warning("the network gave values that are not finite; they are ignored")
                 warned = True
             for k, (i, j) in enumerate(batch.pairs):
@@ -244,9 +245,9 @@ class _Runner:
         for batch in batches:
             under_way.append(batch)
             if len(under_way) > self.overlaps:
-                yield under_way.popleft().wait()
+                yield under_way.popleft()
         while under_way:
-            yield under_way.popleft().wait()
+            yield under_way.popleft()
 
     def _encode(
         self, chunk: Sequence[int], *, views: Sequence[View]
@@ -286,7 +287,7 @@ class _Runner:
             pairs=chunk,
             maps=copied,
             finite=finite.to("cpu", non_blocking=self.overlaps),
-            copied=_recorded_event(self.device) if self.overlaps else None,
+            wait=_end_of_queue(self.device) if self.overlaps else _at_once,
         )
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -322,28 +323,24 @@ class _Runner:
 class _Batch:
     """Predictions of ordered pairs on their way to the host, under their names in PairPrediction.
 
-    Nothing but `pairs` may be read before `wait`.
+    `wait` returns when they have arrived; before that, nothing but `pairs` may be read.
     """
 
     pairs: Sequence[tuple[int, int]]
     maps: Mapping[str, Tensor]
     finite: Tensor
-    copied: torch.cuda.Event | None
-
-    def wait(self) -> "_Batch":
-        if self.copied is not None:
-            self.copied.synchronize()
-        return self
-
-    def is_finite(self) -> bool:
-        return bool(self.finite)
+    wait: Callable[[], None]
 
 
-def _recorded_event(device: torch.device) -> torch.cuda.Event:
-    """Return what is reached once all that was asked of the CUDA device so far is done."""
+def _end_of_queue(device: torch.device) -> Callable[[], None]:
+    """Return what waits until all that was asked of the CUDA device so far is done."""
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))
-    return event
+    return event.synchronize
+
+
+def _at_once() -> None:
+    """Wait for nothing."""
 
 
 _ADVICE = "Use a smaller --size, smaller weights or another --device."

@@ -1,0 +1,131 @@
+"""Measure the network: `python benchmarks/prediction.py --preset large --size 512x384 --pairs 1`.
+
+Random weights of the published sizes and random views: only the arithmetic counts. Prints one JSON
+line: seconds and CPU seconds of encoding a view and of predicting a directed pair from encoded
+views, encoder runs, the peak memory beyond the weights (resident size on the CPU, allocated bytes
+on CUDA) beside what was predicted, and the plan for `--photos` photos compared completely.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import asdict
+
+import torch
+
+from recon3d.config import PRESETS, Precision, PredictConfig
+from recon3d.device import resolve_device, resolve_precision
+from recon3d.memory import free_device_bytes, plan
+from recon3d.model import TwoViewModel
+from recon3d.predict import encode_views, predict_encoded
+from recon3d.types import View
+
+
+def random_views(n_views: int, height: int, width: int) -> list[View]:
+    """Return views of noise."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        View(
+            name=f"{index}",
+            sha256="",
+            image=torch.rand(3, height, width, generator=generator) * 2 - 1,
+            photo2view=torch.eye(3),
+            photo_width=width,
+            photo_height=height,
+            focal_px=None,
+        )
+        for index in range(n_views)
+    ]
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the largest memory so far: of the device, or resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="large")
+    parser.add_argument("--size", default="512x384", help="width x height of a view in pixels")
+    parser.add_argument("--pairs", type=int, default=1, help="unordered pairs, both orders each")
+    parser.add_argument("--batch", type=int, help="directed pairs run together")
+    parser.add_argument("--precision", type=Precision, default=Precision.AUTO)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--photos", type=int, default=50, help="of the plan that is printed")
+    parser.add_argument("--warm-up", action="store_true", help="run once before, unmeasured")
+    options = parser.parse_args()
+    width, height = (int(side) for side in options.size.split("x"))
+    config = PredictConfig(
+        device=options.device, precision=options.precision, batch_size=options.batch
+    )
+    device = resolve_device(config.device)
+    half = resolve_precision(config.precision, device) != torch.float32
+    model = TwoViewModel(PRESETS[options.preset]).to(device).eval()
+    n_views = next(n for n in itertools.count(2) if n * (n - 1) // 2 >= options.pairs)
+    views = random_views(n_views, height, width)
+    pairs = list(itertools.combinations(range(n_views), 2))[: options.pairs]
+    runs = 0
+
+    def counted(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        nonlocal runs
+        runs += len(given[0])
+
+    if options.warm_up:
+        list(predict_encoded(model, encode_views(model, views, config), pairs, config))
+    model.patch_embed.register_forward_pre_hook(counted)
+    before = peak_bytes(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    encoded = encode_views(model, views, config)
+    encoded_wall, encoded_cpu = time.perf_counter(), time.process_time()
+    n_directed = sum(1 for _ in predict_encoded(model, encoded, pairs, config))
+    end_wall, end_cpu = time.perf_counter(), time.process_time()
+    shapes = [(height, width)] * options.photos
+    complete = list(itertools.combinations(range(options.photos), 2))
+    free = free_device_bytes(device)
+
+    def planned(n_views: int, graph: list[tuple[int, int]]) -> dict[str, object]:
+        found = asdict(
+            plan(
+                model.config,
+                shapes[:n_views],
+                graph,
+                free,
+                device.type,
+                half=half,
+                batch_size=options.batch,
+            )
+        )
+        return found | {"pairs": len(graph)}
+
+    print(
+        json.dumps(
+            {
+                "preset": options.preset,
+                "size": options.size,
+                "device": str(device),
+                "precision": str(resolve_precision(config.precision, device)),
+                "seconds_per_view": round((encoded_wall - wall) / n_views, 4),
+                "cpu_seconds_per_view": round((encoded_cpu - cpu) / n_views, 4),
+                "seconds_per_directed_pair": round((end_wall - encoded_wall) / n_directed, 4),
+                "cpu_seconds_per_directed_pair": round((end_cpu - encoded_cpu) / n_directed, 4),
+                "directed_pairs": n_directed,
+                "encoder_runs": runs,
+                "peak_bytes_beyond_weights": peak_bytes(device) - before,
+                "planned": planned(options.photos, complete),
+                "threads": torch.get_num_threads(),
+                "load": round(os.getloadavg()[0], 2),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
