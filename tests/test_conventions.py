@@ -211,7 +211,7 @@ def test_angles_are_radians_and_units_are_in_the_names() -> None:
     dimensional = [name for name in names if re.search(r"focal|rotation|angle|every", name)]
     assert dimensional
     for name in dimensional:
-        assert re.search(r"_(px|deg|rad|s|source)$|^(shared|refine)_focal$", name), name
+        assert re.search(r"_(px|deg|rad|s|source|steps)$|^(shared|refine)_focal$", name), name
 
 
 @pytest.mark.convention(10)

@@ -177,6 +177,16 @@ def test_both_sides_of_a_depth_step_are_dropped():
     assert len(fuse(make_scene([depth]), ALL).points_in_world) == 10 * 14
 
 
+def test_a_point_that_another_view_looks_through_is_dropped():
+    wall, floating = torch.full((10, 14), 4.0), torch.full((10, 14), 4.0)
+    floating[3:6, 5:9] = 3.0
+    confidence = [torch.full((10, 14), 3.0), torch.full((10, 14), 2.0)]
+    scene = make_scene([wall, floating], confidence=confidence)
+    assert len(fuse(scene, ALL).confidence) == 2 * 140 - 12
+    assert len(fuse(scene, dataclasses.replace(ALL, free_space=0.0)).confidence) == 2 * 140
+    assert len(fuse(scene, dataclasses.replace(ALL, free_space=0.3)).confidence) == 2 * 140
+
+
 def test_unknown_pixels_are_dropped():
     depth = torch.ones(10, 14)
     confidence = torch.full((10, 14), 2.0)

@@ -175,12 +175,16 @@ class FuseConfig:
 
     A point is kept if its confidence (1 + e^c, the network's unit) is at least `min_confidence`,
     or, where `confidence_percentile` is given, among the best (100 - percentile) %.
-    `voxel` is the edge of the thinning grid in scene units, 0 keeps all.
+    `voxel` is the edge of the thinning grid in scene units, 0 keeps all. A point that stands in
+    front of what another camera sees more confidently, by more than `free_space` of its depth, is
+    dropped; `depth_edge` is the largest relative step between neighbouring pixels; 0 turns either
+    off.
     """
 
     min_confidence: float | None = None
     confidence_percentile: float = 25.0
     depth_edge: float = 0.06
+    free_space: float = 0.1
     max_points: int = 3_000_000
     voxel: float = 0.0
 
@@ -212,7 +216,9 @@ class RefineConfig:
     descriptor space. `max_error` is the largest plausible distance of an observation from its
     point, relative to the long edge. `held_out` is the share of the tracks kept for the check
     that the cameras became better. All pairs together give at most `max_tracks` tracks; where image
-    features find too little, a pair gives at most `max_coarse` matches as they are.
+    features find too little, a pair gives at most `max_coarse` matches as they are. Where the
+    alignment is no start, features are matched in the whole photos: of all pairs up to
+    `max_all_pairs` photos, beyond that of those that the network saw.
     """
 
     feature_size: int = 1600
@@ -224,6 +230,7 @@ class RefineConfig:
     min_tracks: int = 40
     max_tracks: int = 20_000
     max_coarse: int = 200
+    max_all_pairs: int = 60
     max_iterations: int = 50
     shared_focal: bool = False
     refine_focal: bool = True

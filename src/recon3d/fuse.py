@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
+from recon3d.clean import lower_conflicts
 from recon3d.config import FuseConfig
 from recon3d.errors import ReconstructionError, UsageError
 from recon3d.geometry import transform_points, unproject
@@ -22,7 +23,8 @@ def fuse(scene: Scene, config: FuseConfig) -> PointCloud:
     A pixel is dropped if its depth is unknown, its confidence too low (`FuseConfig`, the
     percentile is over all known pixels of the scene), or its depth differs from that of one of
     its four neighbours by more than `depth_edge` (relative to the nearer one; 0 is off): there the
-    network smears points between near and far. Then the most confident point of each voxel is kept
+    network smears points between near and far. So is a point that another view looks through
+    (`recon3d.clean`). Then the most confident point of each voxel is kept
     and, above `max_points`, a random subset with a fixed seed, so that no region vanishes. Points
     come in the order of the views, row by row.
 
@@ -31,6 +33,8 @@ def fuse(scene: Scene, config: FuseConfig) -> PointCloud:
         UsageError: a setting out of its range.
     """
     _check(config)
+    if config.free_space > 0:
+        scene = lower_conflicts(scene, config.free_space)
     known = [_known(depth, conf) for depth, conf in zip(scene.depth, scene.confidence, strict=True)]
     n_known = sum(int(mask.sum()) for mask in known)
     least = _confidence_threshold(scene, known, config)
@@ -177,6 +181,11 @@ def _check(config: FuseConfig) -> None:
         )
     if config.max_points < 1:
         raise UsageError(f"the number of points {config.max_points} must be at least 1.")
-    for name, value in (("voxel size", config.voxel), ("depth edge", config.depth_edge)):
+    settings = {
+        "voxel size": config.voxel,
+        "depth edge": config.depth_edge,
+        "free space": config.free_space,
+    }
+    for name, value in settings.items():
         if not value >= 0:
             raise UsageError(f"the {name} {value:g} must be 0 (off) or more.")

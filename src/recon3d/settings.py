@@ -63,10 +63,12 @@ LIMITS: dict[str, tuple[float, float]] = {
     "bundle.max_error": (0, 1),
     "bundle.held_out": (0, 0.9),
     "bundle.min_tracks": (1, 2**40),
+    "bundle.max_all_pairs": (0, 2**20),
     "bundle.max_iterations": (1, 1e6),
     "bundle.seed": (0, 2**63 - 1),
     "fuse.confidence_percentile": (0, 100),
     "fuse.depth_edge": (0, math.inf),
+    "fuse.free_space": (0, 1),
     "fuse.max_points": (1, 2**40),
     "fuse.voxel": (0, math.inf),
 }
