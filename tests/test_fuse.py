@@ -245,6 +245,27 @@ def test_a_voxel_as_large_as_the_scene_keeps_one_point_and_a_tiny_one_all():
     assert len(fuse(scene, dataclasses.replace(ALL, voxel=1e-30)).confidence) == 140
 
 
+def test_what_is_contradicted_does_not_shift_the_percentile():
+    wall, floating = torch.full((10, 14), 4.0), torch.full((10, 14), 4.0)
+    floating[:8] = 2.0
+    ramp = torch.linspace(2, 3, 140).view(10, 14)
+    scene = make_scene([wall, floating], confidence=[torch.full((10, 14), 5.0), ramp])
+    half = dataclasses.replace(ALL, confidence_percentile=50.0)
+    # 112 of 280 pixels are lost; of the 168 left those of 5.0 are more than half
+    assert len(fuse(scene, ALL).confidence) == 168
+    assert fuse(scene, half).confidence.min() == 5.0
+
+
+def test_sky_is_dropped_only_when_asked_for():
+    image = torch.zeros(3, 10, 14)
+    image[:, :5] = torch.tensor([0.0, 0.4, 1.0])[:, None, None]
+    scene = make_scene([torch.ones(10, 14)], image=[image])
+    assert len(fuse(scene, ALL).confidence) == 140
+    cloud = fuse(scene, dataclasses.replace(ALL, sky=True))
+    assert len(cloud.confidence) == 70
+    assert (cloud.points_in_world[:, 1] > 0).all()
+
+
 def test_max_points_keeps_the_same_subset_every_time():
     scene = make_scene([torch.rand(10, 14) + 1])
     everything = fuse(scene, ALL).points_in_world

@@ -99,7 +99,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
 def config(small: str, **changes: object) -> RunConfig:
     predict = PredictConfig(device="cpu", precision=Precision.FP32)
-    return RunConfig(**({"weights": small, "predict": predict} | changes))
+    plain = {"weights": small, "predict": predict, "refine": False}
+    return RunConfig(**(plain | changes))
 
 
 def test_photos_become_predictions_of_every_pair(small: str, photos: Path, seen: dict[str, object]):
@@ -283,6 +284,20 @@ def test_faults_of_the_settings_pass_through(
 ):
     with pytest.raises(fault):
         reconstruct([str(photos)], config(small, **changes))
+
+
+def test_cameras_are_refined_where_that_can_be_had(monkeypatch: pytest.MonkeyPatch):
+    installed = [True]
+    monkeypatch.setattr(
+        pipeline.importlib.util, "find_spec", lambda name: object() if installed[0] else None
+    )
+    assert pipeline._is_refining(RunConfig(), 60)
+    assert not pipeline._is_refining(RunConfig(), 61)
+    assert pipeline._is_refining(RunConfig(refine=True), 500)
+    assert not pipeline._is_refining(RunConfig(refine=False), 5)
+    installed[0] = False
+    assert not pipeline._is_refining(RunConfig(), 5)
+    assert pipeline._is_refining(RunConfig(refine=True), 5)
 
 
 def test_no_photos_is_an_input_error(small: str, tmp_path: Path):

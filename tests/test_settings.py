@@ -56,7 +56,7 @@ def test_every_option_reaches_its_field():
         "--cameras-are": CamerasAre.PRIOR,
         "--masks": "masks",
         "--scale-from": "0,1,2.5",
-        "--refine": True,
+        "--refine": False,
         "--all-components": True,
         "--seed": 7,
         "--min-confidence": 1.5,

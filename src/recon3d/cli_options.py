@@ -71,7 +71,12 @@ ScaleFromOption = Annotated[
     ),
 ]
 RefineOption = Annotated[
-    bool | None, _option("--refine", "Bundle adjustment at the end (extra colmap).")
+    bool | None,
+    typer.Option(
+        "--refine/--no-refine",
+        help="Adjust all cameras to image features at the end.",
+        show_default="if pycolmap is installed, up to 60 photos",
+    ),
 ]
 AllComponentsOption = Annotated[
     bool | None, _option("--all-components", "Reconstruct every group of photos: OUT, OUT-2, ...")

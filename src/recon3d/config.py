@@ -178,13 +178,15 @@ class FuseConfig:
     `voxel` is the edge of the thinning grid in scene units, 0 keeps all. A point that stands in
     front of what another camera sees more confidently, by more than `free_space` of its depth, is
     dropped; `depth_edge` is the largest relative step between neighbouring pixels; 0 turns either
-    off.
+    off. `sky` drops what looks like sky: smooth patches of blue or white at the top of a photo,
+    some ceilings and white walls among them.
     """
 
     min_confidence: float | None = None
     confidence_percentile: float = 25.0
     depth_edge: float = 0.06
     free_space: float = 0.1
+    sky: bool = False
     max_points: int = 3_000_000
     voxel: float = 0.0
 
@@ -242,9 +244,10 @@ class RunConfig:
     """All stages of `recon3d run`.
 
     `cameras` is a file or COLMAP model of known cameras, `masks` a folder of masks, `scale_from`
-    "I,J,METRES": the distance between two cameras. `refine` adds a bundle adjustment;
-    `all_components` reconstructs every group of photos, not the largest alone. `deterministic`
-    gives the same bytes on every run on the same machine.
+    "I,J,METRES": the distance between two cameras. `refine` adds a bundle adjustment; None does so
+    where pycolmap is installed, for up to 60 photos. `all_components` reconstructs every group of
+    photos, not the largest alone. `deterministic` gives the same bytes on every run on the same
+    machine.
     """
 
     weights: str = "embedded"
@@ -252,7 +255,7 @@ class RunConfig:
     cameras: str | None = None
     masks: str | None = None
     scale_from: str | None = None
-    refine: bool = False
+    refine: bool | None = None
     all_components: bool = False
     deterministic: bool = False
     photos: PhotoConfig = field(default_factory=PhotoConfig)

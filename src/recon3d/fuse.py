@@ -12,6 +12,7 @@ from recon3d.clean import lower_conflicts
 from recon3d.config import FuseConfig
 from recon3d.errors import ReconstructionError, UsageError
 from recon3d.geometry import transform_points, unproject
+from recon3d.sky import sky_pixels
 from recon3d.types import PointCloud, Scene
 
 logger = logging.getLogger(__name__)
@@ -24,9 +25,9 @@ def fuse(scene: Scene, config: FuseConfig) -> PointCloud:
     percentile is over all known pixels of the scene), or its depth differs from that of one of
     its four neighbours by more than `depth_edge` (relative to the nearer one; 0 is off): there the
     network smears points between near and far. So is a point that another view looks through
-    (`recon3d.clean`). Then the most confident point of each voxel is kept
-    and, above `max_points`, a random subset with a fixed seed, so that no region vanishes. Points
-    come in the order of the views, row by row.
+    (`recon3d.clean`), and, with `sky`, what looks like sky (`recon3d.sky`). Then the most confident
+    point of each voxel is kept and, above `max_points`, a random subset with a fixed seed, so that
+    no region vanishes. Points come in the order of the views, row by row.
 
     Raises:
         ReconstructionError: no point is left; says how many there were.
@@ -36,6 +37,10 @@ def fuse(scene: Scene, config: FuseConfig) -> PointCloud:
     if config.free_space > 0:
         scene = lower_conflicts(scene, config.free_space)
     known = [_known(depth, conf) for depth, conf in zip(scene.depth, scene.confidence, strict=True)]
+    if config.sky:
+        known = [
+            mask & ~sky_pixels(view.image) for mask, view in zip(known, scene.views, strict=True)
+        ]
     n_known = sum(int(mask.sum()) for mask in known)
     least = _confidence_threshold(scene, known, config)
     parts = [_fuse_view(scene, index, mask, least, config) for index, mask in enumerate(known)]
@@ -146,7 +151,8 @@ def _fuse_view(
 
 
 def _known(depth: Float[Tensor, "h w"], confidence: Float[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
-    return depth.isfinite() & (depth > 0) & confidence.isfinite()
+    # confidence is above 1; 0 says that another view contradicts, so it takes part in no percentile
+    return depth.isfinite() & (depth > 0) & confidence.isfinite() & (confidence > 0)
 
 
 def _confidence_threshold(

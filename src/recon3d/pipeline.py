@@ -1,6 +1,7 @@
 """The whole program: photographs -> views -> pairs -> predictions -> scene."""
 
 import contextlib
+import importlib.util
 import logging
 import os
 import time
@@ -33,6 +34,8 @@ from recon3d.weights import load
 
 logger = logging.getLogger(__name__)
 
+REFINED_BY_ITSELF = 60
+"""Most photos whose cameras are refined without being asked for: features take time."""
 _STAND_IN = "window:6"
 """As many pairs as a graph by similarity will have, for the memory estimate before there is one."""
 
@@ -127,7 +130,8 @@ def reconstruct_groups(
         else:
             predictions = predict_encoded(model, encoded, pairs, config.predict, track=track)
         found: list[Matches] = []
-        if keep_matches or config.refine:
+        refining = _is_refining(config, len(views))
+        if keep_matches or refining:
             predictions = collect_matches(predictions, found, config.matches)
         scenes = align_groups(
             predictions,
@@ -145,7 +149,7 @@ def reconstruct_groups(
             len(views),
             time.perf_counter() - started_s,
         )
-        if config.refine:
+        if refining:
             rgb_of = _photo_reader(inputs, config)
             scenes = tuple(
                 _refined(scene, views, matches, cameras, config, rgb_of, track) for scene in scenes
@@ -238,12 +242,20 @@ def _refined(
         and camera.cam2world is not None
     ]
     new = {n: k for k, n in enumerate(members)}
-    better, report = refine_scene(
+    better, _ = refine_scene(
         scene, renumber(matches, new), config.bundle, rgb_of=rgb_of, fixed=fixed, track=track
     )
-    if report.reason:
-        logger.warning("the bundle adjustment changed nothing: %s", report.reason)
     return better
+
+
+def _is_refining(config: RunConfig, n_views: int) -> bool:
+    """Return whether there is a bundle adjustment: as asked for, else where it can be had."""
+    if config.refine is not None:
+        return config.refine
+    if importlib.util.find_spec("pycolmap") is None:
+        logger.info("cameras are not refined: pip install 'recon3d[colmap]' makes them more exact")
+        return False
+    return n_views <= REFINED_BY_ITSELF
 
 
 def _called(scene: Scene, names: Sequence[str]) -> set[str]:
