@@ -41,7 +41,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     weights.save(TwoViewModel(SMALL), path)
-    return RunConfig(weights=str(path), photos=PhotoConfig(size=128))
+    return RunConfig(weights=str(path), photos=PhotoConfig(size=128), refine=False)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,19 @@ def test_exact_predictions_score_perfectly(
     assert found["cost"]["seconds"] > 0
     assert len(result.error_by_decile) == 10
     assert table.settings["size"] == 128
+
+
+def test_the_refined_reconstruction_has_a_row_of_its_own(
+    truth: ExactScene, exact: Callable[[], list[RunConfig]], small: RunConfig, tmp_path: Path
+) -> None:
+    write_truth(truth, tmp_path / "scene")
+    configs = exact()
+    table = evaluate(tmp_path, EvaluateConfig(run=replace(small, refine=True)))
+    assert [result.method for result in table.results] == ["recon3d", "recon3d --refine"]
+    assert [config.refine for config in configs] == [False, True]
+    refined = figures(table, "recon3d --refine")
+    assert refined["multi_view"]["auc_5"] > 0.95
+    assert "two_view" not in refined
 
 
 def test_a_reconstruction_that_fails_keeps_its_row(

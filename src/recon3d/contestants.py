@@ -4,7 +4,7 @@ A method that fails keeps its place in the table: its cameras are missing, which
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,9 @@ from recon3d.views import make_view
 from recon3d.weights import load
 
 OURS = "recon3d"
+"""The network and the alignment alone: what the weights are worth."""
+REFINED = "recon3d --refine"
+"""With the bundle adjustment on image features."""
 MULTI = "multi_view"
 _FAULTS = (InputError, ReconstructionError, ResourceError)
 """What counts as the failure of a method on a scene; all else ends the evaluation."""
@@ -40,7 +43,7 @@ def run_method(
     """Return what a method makes of a scene.
 
     Args:
-        method: `OURS` or a `Baseline`.
+        method: `OURS`, `REFINED` (no set of pairs) or a `Baseline`.
         scene: photos and the truth about them.
         pairs: those that are solved one by one.
         config: how recon3d is run.
@@ -52,11 +55,14 @@ def run_method(
         return _colmap_pairs(scene, pairs) if scene.is_pair_set else _colmap(scene)
     if scene.is_pair_set:
         return _our_pairs(scene, pairs, config, photos)
-    return _ours(scene, pairs, config, photos)
+    return _ours(method, scene, pairs, config, photos)
 
 
-def _ours(scene: TrueScene, pairs: Pairs, config: RunConfig, photo_config: PhotoConfig) -> Result:
-    """Reconstruct a scene as `recon3d run` does; then solve its pairs one by one."""
+def _ours(
+    method: str, scene: TrueScene, pairs: Pairs, config: RunConfig, photo_config: PhotoConfig
+) -> Result:
+    """Reconstruct a scene as `recon3d run` does; unrefined, then solve its pairs one by one."""
+    config = replace(config, refine=method == REFINED)
     photos = scene.photos
     found: Scene | None = None
     failure: str | None = None
@@ -76,8 +82,8 @@ def _ours(scene: TrueScene, pairs: Pairs, config: RunConfig, photo_config: Photo
     deciles: tuple[float, ...] = ()
     try:
         views = [_view(photo, photo_config) for photo in photos]
-        blocks, _ = _two_view(scene, views, pairs, config)
-        figures |= blocks
+        if method == OURS:
+            figures |= _two_view(scene, views, pairs, config)[0]
         surface = surface_figures(found, placed, photos, views, config.fuse) if found else None
         if surface is not None:
             figures |= {"depth": surface.depth, "cloud": surface.cloud}
@@ -85,7 +91,7 @@ def _ours(scene: TrueScene, pairs: Pairs, config: RunConfig, photo_config: Photo
     except _FAULTS as error:
         failure = failure or str(error)
     return Result(
-        scene=scene.name, method=OURS, figures=figures, error_by_decile=deciles, failure=failure
+        scene=scene.name, method=method, figures=figures, error_by_decile=deciles, failure=failure
     )
 
 

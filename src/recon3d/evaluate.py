@@ -1,6 +1,7 @@
 """Run recon3d and the classical baselines over folders with ground truth -> Table."""
 
 import contextlib
+import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import TypeVar
 
 from recon3d.baselines import require_colmap
 from recon3d.config import Baseline, EvaluateConfig
-from recon3d.contestants import MULTI, OURS, run_method
+from recon3d.contestants import MULTI, OURS, REFINED, run_method
 from recon3d.errors import UsageError
 from recon3d.ground_truth import TrueScene, find_scenes, read_scene
 from recon3d.predict import resolve_device, resolve_precision
@@ -47,15 +48,20 @@ def evaluate(data: Path, config: EvaluateConfig, *, track: Track = silent) -> Ta
     )
     device = resolve_device(config.run.predict.device)
     dtype = resolve_precision(config.run.predict.precision, device)
-    methods = (OURS, *dict.fromkeys(config.baselines))
+    ours = (OURS, REFINED) if _is_refining(config) else (OURS,)
+    contests = [
+        (scene, method)
+        for scene in scenes
+        for method in (*ours, *dict.fromkeys(config.baselines))
+        if method != REFINED or not scene.is_pair_set
+    ]
     results: list[Result] = []
-    for scene in scenes:
+    for scene, method in contests:
         pairs = spread(scene.pairs, config.max_pairs)
-        for method in methods:
-            with _only_warnings():
-                results.append(run_method(method, scene, pairs, config.run, photos))
-            logger.info("%s, %s: %s", scene.name, method, _in_short(results[-1]))
-            track("evaluate", len(results), len(scenes) * len(methods))
+        with _only_warnings():
+            results.append(run_method(method, scene, pairs, config.run, photos))
+        logger.info("%s, %s: %s", scene.name, method, _in_short(results[-1]))
+        track("evaluate", len(results), len(contests))
     return Table(
         scenes=scenes,
         results=tuple(results),
@@ -70,6 +76,13 @@ def evaluate(data: Path, config: EvaluateConfig, *, track: Track = silent) -> Ta
             "max_pairs": config.max_pairs,
         },
     )
+
+
+def _is_refining(config: EvaluateConfig) -> bool:
+    """Return whether the bundle adjustment has a row of its own: unless unwanted or impossible."""
+    if config.run.refine is None:
+        return importlib.util.find_spec("pycolmap") is not None
+    return config.run.refine
 
 
 def thinned(scene: TrueScene, config: EvaluateConfig) -> TrueScene:
