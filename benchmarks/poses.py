@@ -69,10 +69,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--weights", default="embedded")
+    parser.add_argument("--refine", action="store_true", help="adjust cameras to image features")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     for folder in arguments.folders:
-        print(json.dumps(measure(folder, RunConfig(weights=arguments.weights))), flush=True)
+        config = RunConfig(weights=arguments.weights, refine=arguments.refine)
+        print(json.dumps(measure(folder, config)), flush=True)
 
 
 if __name__ == "__main__":

@@ -104,11 +104,11 @@ def relative_rotation_errors_deg(folder: Path, cameras: Path) -> list[float]:
     return errors
 
 
-def run_samples(inputs: list[str], tmp_path: Path) -> tuple[int, Path, Path]:
+def run_samples(inputs: list[str], tmp_path: Path, *options: str) -> tuple[int, Path, Path]:
     """Run the command on photos with the packaged weights; return exit code, cloud and cameras."""
     cloud, cameras = tmp_path / "scene.ply", tmp_path / "cameras.json"
     with pytest.raises(SystemExit) as exit_:
-        main(["run", *inputs, "-o", str(cloud), "-o", str(cameras), "-q"])
+        main(["run", *inputs, "-o", str(cloud), "-o", str(cameras), "-q", *options])
     return exit_.value.code, cloud, cameras
 
 
@@ -121,7 +121,7 @@ def run_samples(inputs: list[str], tmp_path: Path) -> tuple[int, Path, Path]:
 def test_sample_data_with_the_packaged_weights(
     name: str, n_photos: int, limit_deg: float, tmp_path: Path
 ) -> None:
-    code, cloud, cameras = run_samples([str(SAMPLES / name / "images")], tmp_path)
+    code, cloud, cameras = run_samples([str(SAMPLES / name / "images")], tmp_path, "--no-refine")
     assert code == 0
     header = cloud.read_bytes()[:400].decode("ascii", errors="replace")
     n_points = int(header.split("element vertex ")[1].split()[0])
@@ -129,6 +129,14 @@ def test_sample_data_with_the_packaged_weights(
     errors = relative_rotation_errors_deg(SAMPLES / name, cameras)
     assert len(errors) == n_photos * (n_photos - 1) // 2
     assert float(np.median(errors)) < limit_deg
+
+
+@pytest.mark.parametrize("name", ["room", "object"])
+def test_sample_data_with_cameras_refined(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap", reason="needs the extra colmap")
+    code, _, cameras = run_samples([str(SAMPLES / name / "images")], tmp_path)
+    assert code == 0
+    assert float(np.median(relative_rotation_errors_deg(SAMPLES / name, cameras))) < 1.0
 
 
 def test_photos_of_another_scene_are_left_out(tmp_path: Path) -> None:
