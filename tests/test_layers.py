@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
-    "errors progress exif cycles retrieval measure",
+    "errors progress exif cycles retrieval sky measure",
     "config console files catalogue torch_file image_header pairs colmap",
     "settings device download memory types model_config ground_truth pairs_extra",
     "geometry published cameras matches ply scene_file views synth.render synth.sensor baselines",
@@ -16,7 +16,7 @@ LAYERS = (
     "photos given clean model losses sharpen align_samples synth.scene synth.textures metrics",
     "croco throughput train_state weights predict align_focal align_dense fuse synth.folder",
     "two_step align_init bundle_solve croco_file workers scores",
-    "align_solve bundle_scene warm_start score_table",
+    "align_solve bundle_scene bundle_check bundle_doubt bundle_map warm_start score_table",
     "align_given align_refine bundle",
     "align_place",
     "align synth batches",

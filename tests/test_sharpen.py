@@ -10,8 +10,9 @@ from torch import Tensor
 
 from exact_scene import blank_view
 from recon3d.config import RefineConfig
+from recon3d.features import Features, find_features, view_rgb
 from recon3d.matches import Matches
-from recon3d.sharpen import Features, find_features, guided_matches, sharpen_matches, view_rgb
+from recon3d.sharpen import guided_matches, sharpen_matches
 from recon3d.types import View
 
 HEIGHT, WIDTH = 240, 320  # of the photos

@@ -1,32 +1,27 @@
 """Refinement after the alignment: matches -> tracks -> bundle adjustment -> a better scene, or not.
 
 Some tracks are kept aside; only if those, too, lie nearer to their points afterwards are the new
-cameras taken. Depth maps are then scaled to the points of the tracks.
+cameras taken. Where the alignment is too poor a start, cameras are found anew from features of the
+whole photos, and must pass the same check. Depth maps are then scaled to the points of the tracks.
 """
 
 import logging
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
-from jaxtyping import Bool, Float64
-from torch import Tensor
 
+from recon3d.bundle_check import RefineReport, held_out, is_sure, judged
+from recon3d.bundle_doubt import camera_doubt
+from recon3d.bundle_map import map_cameras
 from recon3d.bundle_scene import rebuilt_scene
-from recon3d.bundle_solve import (
-    UNIT,
-    Problem,
-    Rig,
-    adjust,
-    fit_tracks,
-    problem_of,
-    require_pycolmap,
-)
+from recon3d.bundle_solve import Problem, Rig, adjust, problem_of, require_pycolmap
 from recon3d.config import RefineConfig
+from recon3d.features import Features, RgbOf, gather_features, match_photos, on_epipolar_lines
 from recon3d.matches import Matches, select
 from recon3d.progress import Track, silent
-from recon3d.sharpen import RgbOf, sharpen_matches
+from recon3d.sharpen import sharpen_matches
 from recon3d.tracks import Tracks, build_tracks, select_observations, select_tracks
 from recon3d.types import Scene
 
@@ -35,31 +30,17 @@ logger = logging.getLogger(__name__)
 _ROUNDS = 3  # each starts from better points and drops observations that do not fit
 _MIN_SHARED = 12  # tracks between two views that hold one against the other
 _MIN_HELD = 0.5  # share of the views that tracks must hold
-_MIN_SUPPORT = 0.5  # share of the tracks kept aside that must fit the new cameras ...
-_FITS = 0.2  # ... with an error below this share of `max_error`: coarser ones cannot judge
-_MAX_FOCAL_CHANGE = 2.0  # a larger factor means that the tracks do not hold the focal length
-_SIGMAS = 2.0  # standard errors by which the tracks kept aside must fit better
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RefineReport:
-    """What became of a bundle adjustment.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Attempt:
+    """Adjusted cameras, the tracks that hold them, those kept aside, and what these say."""
 
-    `reason` says why the scene stayed as it was; empty where it was improved. `sharp_pairs` counts
-    the pairs whose matches image features made sharp, 0 where matches were used as they were.
-    Errors are those of the tracks that were kept aside: the mean distance from pixel to projected
-    point, bounded by `RefineConfig.max_error`, relative to the long edge of the photo; nan where it
-    did not come so far. `refined` names the views that tracks hold; the others keep their cameras.
-    """
-
-    improved: bool
-    reason: str
-    sharp_pairs: int
-    n_tracks: int
-    n_held_out: int = 0
-    error_before: float = math.nan
-    error_after: float = math.nan
-    refined: tuple[str, ...] = ()
+    rig: Rig
+    used: Tracks
+    aside: Tracks
+    report: RefineReport
+    too_few: bool = False
 
 
 def refine_scene(
@@ -73,14 +54,18 @@ def refine_scene(
 ) -> tuple[Scene, RefineReport]:
     """Return the scene with cameras and depth that fit the matches, if that is an improvement.
 
+    Three ways are tried until one leaves no doubt, and the best of those that pass the check is
+    taken: adjustment of the scene's cameras to image features near the matches; cameras placed
+    anew from features anywhere in the photos (from the matches, where there are no photos);
+    adjustment to the matches as they are, only where features say too little.
+
     Args:
         scene: the start; focal lengths that were given stay as they are.
         matches: between the scene's views, one `Matches` per pair of views at most.
         config: what to refine, and the limits.
-        rgb_of: returns the photo of a view, to sharpen the matches with image features. Matches
-            are taken as they are where it is None, or where features hold too few views.
+        rgb_of: returns the photo of a view, to find image features.
         fixed: views whose cameras stay where they are.
-        track: told the stages "features" and "refine".
+        track: told the stages "features", "matching" and "refine".
 
     Returns:
         The new scene in the world of the old one: the first fixed view, else the first view, keeps
@@ -91,57 +76,137 @@ def refine_scene(
         UsageError: pycolmap is missing; says how to install it.
     """
     require_pycolmap()
-    tracks, report = _tracks(scene, matches, config, rgb_of, track)
+    problem, start = problem_of(scene, config, fixed)
+    known: dict[int, Features] = {}
+    coarse = [_thinned(one, config) for one in matches]
+    sharp = coarse
+    if rgb_of is not None:
+        sharp = sharpen_matches(matches, scene.views, rgb_of, config, known=known, track=track)
+    best = near = _adjusted(problem, start, sharp, track, from_features=rgb_of is not None)
+    holds_all = len(near.used.view.unique()) == len(scene.views)
+    done = bool(problem.constant_pose.all()) or (holds_all and is_sure(near.report))
+    if not done:
+        wide = _matches_anywhere(scene, matches, config, rgb_of, known, track)
+        anew = _remapped(scene, problem, start, wide, track, from_features=rgb_of is not None)
+        best = near if anew is None else _better(problem, near, anew)
+    if best.report.reason and rgb_of is not None and near.too_few:
+        best = _adjusted(problem, start, coarse, track, from_features=False)
+    held = sorted(set(best.used.view.tolist()))
+    report = replace(best.report, refined=tuple(scene.views[n].name for n in held))
     if report.reason:
-        return _unchanged(scene, report)
-    problem, before = problem_of(scene, config, fixed)
-    aside = _held_out(tracks, config)
-    after = before
-    for n_done in range(1, _ROUNDS + 1):
-        after = adjust(problem, after, select_tracks(tracks, ~aside))
-        track("refine", n_done, _ROUNDS)
-    report = _judged(report, problem, (before, after), select_tracks(tracks, aside))
-    if report.reason:
-        return _unchanged(scene, report)
+        logger.warning("bundle adjustment left the scene as it was: %s", report.reason)
+        return scene, report
+    doubt = camera_doubt(problem, best.rig, best.used)
+    better, depth_error = rebuilt_scene(
+        scene, problem, best.rig, best.used, doubt, remapped=report.remapped
+    )
     logger.info(
-        "bundle adjustment of %d tracks: %.2f -> %.2f thousandths of the long edge on %d others",
-        tracks.n_tracks - report.n_held_out,
+        "bundle adjustment of %d tracks%s: %.2f -> %.2f thousandths of the long edge on %d others;"
+        " depth maps differ from the tracks by %.1f %%",
+        best.used.n_tracks,
+        ", cameras placed anew" if report.remapped else "",
         1e3 * report.error_before,
         1e3 * report.error_after,
         report.n_held_out,
+        100 * depth_error,
     )
-    return rebuilt_scene(scene, problem, after, tracks), replace(report, improved=True)
+    return better, replace(report, improved=True, depth_error=depth_error)
 
 
-def _tracks(
+def _adjusted(
+    problem: Problem, start: Rig, matches: Sequence[Matches], track: Track, *, from_features: bool
+) -> _Attempt:
+    """Return the cameras adjusted from where they are, and what the check says of them."""
+    used, aside, report = _tracks(problem, matches, from_features)
+    if report.reason:
+        return _Attempt(rig=start, used=used, aside=aside, report=report, too_few=True)
+    rig = _in_rounds(problem, start, used, track)
+    report = judged(report, problem, start, rig, aside)
+    return _Attempt(rig=rig, used=used, aside=aside, report=report)
+
+
+def _remapped(
+    scene: Scene,
+    problem: Problem,
+    start: Rig,
+    matches: Sequence[Matches],
+    track: Track,
+    *,
+    from_features: bool,
+) -> _Attempt | None:
+    """Return cameras placed anew and adjusted, and what the check says; None if there are none."""
+    used, aside, report = _tracks(problem, matches, from_features)
+    if report.reason:
+        return None
+    mapped = map_cameras(
+        problem,
+        start,
+        used,
+        {(one.i, one.j) for one in matches},
+        trusted_focal=torch.tensor([v.focal_source in ("exif", "given") for v in scene.verdicts]),
+    )
+    if mapped is None:
+        return None
+    used, aside = (select_observations(some, mapped.placed[some.view]) for some in (used, aside))
+    rig = _in_rounds(problem, mapped.rig, used, track)
+    report = replace(report, remapped=True, n_tracks=used.n_tracks + aside.n_tracks)
+    report = judged(report, problem, start, rig, aside)
+    return _Attempt(rig=rig, used=used, aside=aside, report=report)
+
+
+def _better(problem: Problem, near: _Attempt, anew: _Attempt) -> _Attempt:
+    """Return the attempt that passed the check; of two that did, the new cameras if they win."""
+    if near.report.reason:
+        return near if anew.report.reason else anew
+    against = judged(anew.report, problem, near.rig, anew.rig, anew.aside)
+    return near if anew.report.reason or against.reason else anew
+
+
+def _matches_anywhere(
     scene: Scene,
     matches: Sequence[Matches],
     config: RefineConfig,
     rgb_of: RgbOf | None,
+    known: dict[int, Features],
     track: Track,
-) -> tuple[Tracks, RefineReport]:
-    """Return the tracks of sharp matches, or where those hold too few views of coarse ones.
-
-    Never of both: coarse ones, ten times less exact, would spoil what sharp ones say.
-    """
+) -> list[Matches]:
+    """Return matches that owe nothing to the scene's cameras."""
+    if rgb_of is None:
+        thinned = (_thinned(one, config) for one in matches)
+        return [one for rough in thinned if (one := on_epipolar_lines(rough, scene.views))]
     n_views = len(scene.views)
-    report = RefineReport(improved=False, reason="", sharp_pairs=0, n_tracks=0)
-    tracks = build_tracks([])
-    if rgb_of is not None:
-        sharp = sharpen_matches(matches, scene.views, rgb_of, config, track=track)
-        tracks = _limited(_largest_group(build_tracks(sharp), n_views), config)
-        report = replace(report, sharp_pairs=len(sharp))
-    if _too_few(tracks, n_views, config):
-        coarse = [_thinned(one, config) for one in matches]
-        tracks = _limited(_largest_group(build_tracks(coarse), n_views), config)
-        report = replace(report, sharp_pairs=0)
-    held = sorted(set(tracks.view.tolist()))
-    return tracks, replace(
-        report,
-        n_tracks=tracks.n_tracks,
-        refined=tuple(scene.views[n].name for n in held),
+    gather_features(range(n_views), scene.views, rgb_of, config, known, track=track)
+    pairs = list(combinations(range(n_views), 2))
+    if n_views > config.max_all_pairs:
+        pairs = sorted((min(one.i, one.j), max(one.i, one.j)) for one in matches)
+    return match_photos(pairs, scene.views, known, config, track=track)
+
+
+def _in_rounds(problem: Problem, rig: Rig, tracks: Tracks, track: Track) -> Rig:
+    for n_done in range(1, _ROUNDS + 1):
+        rig = adjust(problem, rig, tracks)
+        track("refine", n_done, _ROUNDS)
+    return rig
+
+
+def _tracks(
+    problem: Problem, matches: Sequence[Matches], from_features: bool
+) -> tuple[Tracks, Tracks, RefineReport]:
+    """Return tracks to use, tracks to keep aside, and a report with the reason against, if any.
+
+    Never of sharp and coarse matches both: coarse ones, ten times less exact, would spoil what
+    sharp ones say.
+    """
+    n_views, config = len(problem.unit), problem.config
+    tracks = _limited(_largest_group(build_tracks(matches), n_views), config)
+    aside = held_out(tracks, config)
+    report = RefineReport(
+        improved=False,
         reason=_too_few(tracks, n_views, config),
+        sharp_pairs=len(matches) if from_features else 0,
+        n_tracks=tracks.n_tracks,
     )
+    return select_tracks(tracks, ~aside), select_tracks(tracks, aside), report
 
 
 def _too_few(tracks: Tracks, n_views: int, config: RefineConfig) -> str:
@@ -152,48 +217,6 @@ def _too_few(tracks: Tracks, n_views: int, config: RefineConfig) -> str:
     if n_held < max(2, _MIN_HELD * n_views):
         return f"tracks join only {n_held} of {n_views} photos"
     return ""
-
-
-def _unchanged(scene: Scene, report: RefineReport) -> tuple[Scene, RefineReport]:
-    logger.warning("bundle adjustment left the scene as it was: %s", report.reason)
-    return scene, report
-
-
-def _judged(
-    report: RefineReport, problem: Problem, rigs: tuple[Rig, Rig], aside: Tracks
-) -> RefineReport:
-    """Return the report with the errors before and after, and the reason against, if any."""
-    before, after = rigs
-    finite = all(bool(values.isfinite().all()) for values in (after.cam2world, after.focal))
-    change = float((after.focal / before.focal).log().abs().max())
-    if not finite or not change < math.log(_MAX_FOCAL_CHANGE):
-        return replace(report, reason="a focal length became implausible")
-    bound = problem.config.max_error * UNIT
-    errors = [_track_errors(problem, rig, aside, bound) for rig in rigs]
-    gain = errors[0] - errors[1]
-    doubt = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
-    support = float((errors[1] < _FITS * bound).double().mean())
-    reason = ""
-    if not support >= _MIN_SUPPORT:
-        reason = f"only {100 * support:.0f} % of the tracks kept aside fit"
-    elif not float(gain.mean()) > _SIGMAS * doubt:
-        reason = "the tracks kept aside do not fit better"
-    return replace(
-        report,
-        reason=reason,
-        n_held_out=aside.n_tracks,
-        error_before=float(errors[0].mean()) / UNIT,
-        error_after=float(errors[1].mean()) / UNIT,
-    )
-
-
-def _track_errors(
-    problem: Problem, rig: Rig, tracks: Tracks, bound: float
-) -> Float64[Tensor, " track"]:
-    """Return the mean error of each track in thousandths, each observation's at most `bound`."""
-    error = fit_tracks(problem, rig, tracks).error.clamp_max(bound)
-    total = torch.zeros(tracks.n_tracks, dtype=torch.float64).index_add_(0, tracks.track, error)
-    return total / torch.bincount(tracks.track, minlength=tracks.n_tracks)
 
 
 def _thinned(one: Matches, config: RefineConfig) -> Matches:
@@ -210,12 +233,6 @@ def _limited(tracks: Tracks, config: RefineConfig) -> Tracks:
     keep = torch.zeros(tracks.n_tracks, dtype=torch.bool)
     keep[first] = True
     return select_tracks(tracks, keep)
-
-
-def _held_out(tracks: Tracks, config: RefineConfig) -> Bool[Tensor, " track"]:
-    """Return which tracks are kept aside."""
-    generator = torch.Generator().manual_seed(config.seed)
-    return torch.rand(tracks.n_tracks, generator=generator) < config.held_out
 
 
 def _largest_group(tracks: Tracks, n_views: int) -> Tracks:

@@ -1,28 +1,42 @@
 """Adjusted cameras -> the scene: in its old world, with depth that meets the tracks."""
 
+import math
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from recon3d.bundle_solve import UNIT, Problem, Rig, depth_in_camera, fit_tracks, well_seen
-from recon3d.geometry import umeyama
+from recon3d.geometry import rotation_angle, umeyama
 from recon3d.tracks import Tracks
-from recon3d.types import Scene
+from recon3d.types import Scene, Verdict
 
 _MIN_POINTS = 10  # of a view, to measure the scale of its depth
 
 
-def rebuilt_scene(scene: Scene, problem: Problem, rig: Rig, tracks: Tracks) -> Scene:
+def rebuilt_scene(
+    scene: Scene,
+    problem: Problem,
+    rig: Rig,
+    tracks: Tracks,
+    doubt: Float64[Tensor, "view 2"],
+    *,
+    remapped: bool = False,
+) -> tuple[Scene, float]:
     """Return the scene with the cameras of `rig`, and depth maps scaled to the points of tracks.
+
+    Also returned is how far the scaled depth maps still are from the points: the median of the
+    relative differences. `doubt` is the uncertainty of each camera of `rig` (rotation in degrees,
+    centre), for the verdicts. `remapped` says that the old cameras were far off: then so are those
+    that no track holds, and their verdicts say how far.
 
     The first fixed view, else the first view, keeps its camera's place and its depth; two fixed
     views or more keep their places alone. Views without tracks keep their place among the others.
     """
     held = torch.zeros(len(scene.views), dtype=torch.bool)
     held[tracks.view] = True
-    growth, common = _depth_growth(scene, problem, rig, tracks)
+    growth, common, depth_error = _depth_growth(scene, problem, rig, tracks)
     old, new = scene.cam2world.double().cpu(), rig.cam2world
     fixed = problem.constant_pose.nonzero().flatten().tolist()
     pinned = [n for n in fixed if held[n]]
@@ -48,22 +62,60 @@ def rebuilt_scene(scene: Scene, problem: Problem, rig: Rig, tracks: Tracks) -> S
     intrinsics = scene.intrinsics.double().cpu().clone()
     intrinsics[held, 0, 0] = (rig.focal / problem.unit[:, 0])[held]
     intrinsics[held, 1, 1] = (rig.focal / problem.unit[:, 1])[held]
-    return replace(
+    better = replace(
         scene,
         cam2world=new.to(scene.cam2world),
         intrinsics=intrinsics.to(scene.intrinsics),
         depth=tuple(
             depth * float(factor) for depth, factor in zip(scene.depth, growth, strict=True)
         ),
+        verdicts=_verdicts(scene, (rig.cam2world, new), held, doubt, remapped=remapped),
     )
+    return better, depth_error
+
+
+def _verdicts(
+    scene: Scene,
+    rig_and_new: tuple[Float64[Tensor, "view 4 4"], Float64[Tensor, "view 4 4"]],
+    held: Bool[Tensor, " view"],
+    doubt: Float64[Tensor, "view 2"],
+    *,
+    remapped: bool,
+) -> tuple[Verdict, ...]:
+    """Return the verdicts with the uncertainty of the cameras that tracks hold.
+
+    After a remapping the others are as uncertain as the held ones turned out to have been wrong.
+    """
+    (rig, new), old = (some[held] for some in rig_and_new), scene.cam2world[held].double().cpu()
+    spread = (float((some[:, :3, 3] - some[:, :3, 3].mean(0)).norm()) for some in (rig, new))
+    growth = 1 / next(spread) * next(spread)
+    length = float((new[:, :3, 3] - new[:, :3, 3].mean(0)).norm(dim=-1).mean())
+    ends = _ends(old, length), _ends(new, length)
+    scale, turn, shift = umeyama(*ends, torch.ones(len(ends[0]), dtype=torch.float64))
+    moved = _moved(old, float(scale), turn, shift)
+    angle = rotation_angle(moved[:, :3, :3].mT @ new[:, :3, :3])
+    wrong_deg = math.degrees(float(angle.square().mean().sqrt()))
+    wrong = float((moved[:, :3, 3] - new[:, :3, 3]).square().sum(-1).mean().sqrt())
+    verdicts = []
+    for n, verdict in enumerate(scene.verdicts):
+        rotation_deg, position = verdict.rotation_uncertainty_deg, verdict.position_uncertainty
+        if held[n]:
+            rotation_deg, position = float(doubt[n, 0]), growth * float(doubt[n, 1])
+        elif remapped:
+            rotation_deg, position = wrong_deg, wrong
+        verdicts.append(
+            replace(verdict, rotation_uncertainty_deg=rotation_deg, position_uncertainty=position)
+        )
+    return tuple(verdicts)
 
 
 def _depth_growth(
     scene: Scene, problem: Problem, rig: Rig, tracks: Tracks
-) -> tuple[Float64[Tensor, " view"], float]:
+) -> tuple[Float64[Tensor, " view"], float, float]:
     """Return by which factor each view's depth grows to meet the tracks, and that of all together.
 
-    Views without enough tracks grow like all together, views without any not at all.
+    The last is the median relative difference that is left. Views without enough tracks grow like
+    all together, views without any not at all.
     """
     fit = fit_tracks(problem, rig, tracks)
     z = depth_in_camera(fit.points, rig, tracks)[:, 2]
@@ -82,7 +134,8 @@ def _depth_growth(
     for n in set(tracks.view.tolist()):
         mine = ratio[tracks.view[good] == n]
         growth[n] = mine.median().exp() if len(mine) >= _MIN_POINTS else common
-    return growth, common
+    left = (ratio - growth[tracks.view[good]].log()).abs()
+    return growth, common, float(left.median().expm1()) if len(left) else math.nan
 
 
 def _ends(cam2world: Float64[Tensor, "view 4 4"], length: float) -> Float64[Tensor, "point 3"]:

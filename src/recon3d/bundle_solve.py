@@ -27,7 +27,8 @@ UNIT = 1000.0
 """Long edge of every photo."""
 MIN_ANGLE = math.radians(1.0)
 """Of the rays of a track; below, the distance of its point is guesswork."""
-_LOSS_SCALE = 1.0  # where Cauchy's loss bends, in thousandths: the noise of good features
+LOSS_SCALE = 1.0
+"""Where Cauchy's loss bends, in thousandths: the noise of good features."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -160,7 +161,7 @@ def adjust(problem: Problem, rig: Rig, tracks: Tracks) -> Rig:
             setup.set_constant_cam_intrinsics(image.camera_id)
     if not setup.num_constant_rig_from_world_poses():
         setup.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-    options = _options(pycolmap, problem.config, max(_LOSS_SCALE, middle))
+    options = _options(pycolmap, problem.config, max(LOSS_SCALE, middle))
     pycolmap.create_default_bundle_adjuster(options, setup, model).solve()
     cam2world, focal = rig.cam2world.clone(), rig.focal.clone()
     for number, image in model.images.items():

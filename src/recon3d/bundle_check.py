@@ -1,0 +1,105 @@
+"""Whether adjusted cameras are better: by tracks that took no part in the adjustment."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from recon3d.bundle_solve import UNIT, Problem, Rig, fit_tracks
+from recon3d.config import RefineConfig
+from recon3d.tracks import Tracks
+
+_MIN_SUPPORT = 0.5  # share of the tracks kept aside that must fit the new cameras ...
+_FITS = 0.2  # ... with an error below this share of `max_error`: coarser ones cannot judge
+_SURE_SUPPORT = 0.8  # share that leaves no wish for a better start
+_MAX_FOCAL_CHANGE = 2.0  # a larger factor means that the tracks do not hold the focal length
+_FOCAL_RANGE = (
+    0.3 * UNIT,
+    6.0 * UNIT,
+)  # where the start is not believed: 118 to 10 degrees
+_SIGMAS = 2.0  # standard errors by which the tracks kept aside must fit better
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefineReport:
+    """What became of a bundle adjustment.
+
+    `reason` says why the scene stayed as it was; empty where it was improved. `remapped` says that
+    the old cameras were no start, and new ones were found from features of the whole photos.
+    `sharp_pairs` counts the pairs with matched image features, 0 where the network's matches were
+    used as they were. Errors are those of the tracks that were kept aside: the mean distance from
+    pixel to projected point, bounded by `RefineConfig.max_error`, relative to the long edge of the
+    photo; `support` is the share of them that fits well; nan where it did not come so far.
+    `refined` names the views that tracks hold. `depth_error` is the median relative difference
+    between the depth maps, each scaled to the tracks, and the points of the tracks.
+    """
+
+    improved: bool
+    reason: str
+    sharp_pairs: int
+    n_tracks: int
+    n_held_out: int = 0
+    error_before: float = math.nan
+    error_after: float = math.nan
+    refined: tuple[str, ...] = ()
+    remapped: bool = False
+    support: float = math.nan
+    depth_error: float = math.nan
+
+
+def held_out(tracks: Tracks, config: RefineConfig) -> Bool[Tensor, " track"]:
+    """Return which tracks are kept aside."""
+    generator = torch.Generator().manual_seed(config.seed)
+    return torch.rand(tracks.n_tracks, generator=generator) < config.held_out
+
+
+def judged(
+    report: RefineReport, problem: Problem, before: Rig, after: Rig, aside: Tracks
+) -> RefineReport:
+    """Return the report with the errors before and after, and the reason against, if any."""
+    if not _plausible(before, after, remapped=report.remapped):
+        return replace(report, reason="a focal length became implausible")
+    bound = problem.config.max_error * UNIT
+    errors = [_track_errors(problem, rig, aside, bound) for rig in (before, after)]
+    gain = errors[0] - errors[1]
+    doubt = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
+    support = float((errors[1] < _FITS * bound).double().mean())
+    reason = ""
+    if not support >= _MIN_SUPPORT:
+        reason = f"only {100 * support:.0f} % of the tracks kept aside fit"
+    elif not float(gain.mean()) > _SIGMAS * doubt:
+        reason = "the tracks kept aside do not fit better"
+    return replace(
+        report,
+        reason=reason,
+        n_held_out=aside.n_tracks,
+        error_before=float(errors[0].mean()) / UNIT,
+        error_after=float(errors[1].mean()) / UNIT,
+        support=support,
+    )
+
+
+def is_sure(report: RefineReport) -> bool:
+    """Say whether the tracks kept aside fit so well that no other start need be tried."""
+    return report.support >= _SURE_SUPPORT
+
+
+def _plausible(before: Rig, after: Rig, *, remapped: bool) -> bool:
+    if not all(bool(values.isfinite().all()) for values in (after.cam2world, after.focal)):
+        return False
+    same = after.focal == before.focal
+    if remapped:
+        low, high = _FOCAL_RANGE
+        return bool((same | ((after.focal > low) & (after.focal < high))).all())
+    return float((after.focal / before.focal).log().abs().max()) < math.log(_MAX_FOCAL_CHANGE)
+
+
+def _track_errors(
+    problem: Problem, rig: Rig, tracks: Tracks, bound: float
+) -> Float64[Tensor, " track"]:
+    """Return the mean error of each track in thousandths, each observation's at most `bound`."""
+    error = fit_tracks(problem, rig, tracks).error.clamp_max(bound)
+    total = torch.zeros(tracks.n_tracks, dtype=torch.float64).index_add_(0, tracks.track, error)
+    return total / torch.bincount(tracks.track, minlength=tracks.n_tracks)

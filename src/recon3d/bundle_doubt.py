@@ -1,0 +1,148 @@
+"""How well the tracks hold each camera: the covariance of the adjustment, points marginalised.
+
+Source: Triggs et al., Bundle adjustment: a modern synthesis, 1999, sections 6 (Schur complement)
+and 9 (gauge: covariances relative to all cameras together).
+"""
+
+import math
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from recon3d.bundle_solve import (
+    LOSS_SCALE,
+    UNIT,
+    Problem,
+    Rig,
+    depth_in_camera,
+    fit_tracks,
+    well_seen,
+)
+from recon3d.tracks import Tracks, select_observations
+
+MAX_VIEWS = 200
+"""Beyond, the eigenvectors of all cameras take too long."""
+_MIN_NOISE = 0.05  # thousandths; features are never more exact
+_RAYLEIGH_MEDIAN = math.sqrt(2 * math.log(2))  # of the length of a 2D error with deviation 1
+_CHUNK = 1000  # tracks at a time
+
+
+def camera_doubt(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, "view 2"]:
+    """Return the standard deviations of each camera's rotation (degrees) and centre (of `rig`).
+
+    Relative to all cameras together (their mean rotation, place and distance from each other), or
+    to the fixed ones, from the scatter of the observations about their points: errors that all
+    share, as of lens distortion, are not seen. nan for views
+    without tracks and beyond `MAX_VIEWS` views; 0 for fixed ones.
+    """
+    n_views = len(rig.focal)
+    doubt = torch.full((n_views, 2), torch.nan, dtype=torch.float64)
+    fit = fit_tracks(problem, rig, tracks)
+    good = well_seen(rig, tracks, fit, problem.config.max_error * UNIT)
+    tracks = select_observations(tracks, good)
+    held = tracks.view.unique()
+    if not len(held) or n_views > MAX_VIEWS:
+        return doubt
+    index, n_parameters = _parameters(problem, held.tolist())
+    normal, length = _normal_matrix(problem, rig, tracks, index, n_parameters)
+    fixed = problem.constant_pose[held]
+    covariance = _inverse(normal, n_free_directions=(7, 1, 0)[min(2, int(fixed.sum()))])
+    variance = torch.cat((covariance.diagonal(), torch.zeros(1, dtype=torch.float64)))
+    both = variance[index[held, :6]].unflatten(1, (2, 3)).sum(-1).clamp_min(0).sqrt()
+    doubt[held, 0] = torch.rad2deg(both[:, 0])
+    doubt[held, 1] = both[:, 1] * length
+    return doubt
+
+
+def _parameters(problem: Problem, held: list[int]) -> tuple[Int64[Tensor, "view 7"], int]:
+    """Return the place of each view's parameters (3 rotation, 3 centre, 1 focal), and their number.
+
+    A parameter that is constant has the place after the last.
+    """
+    index = torch.full((len(problem.unit), 7), -1, dtype=torch.int64)
+    count, shared = 0, -1
+    for n in held:
+        if not problem.constant_pose[n]:
+            index[n, :6] = torch.arange(count, count + 6)
+            count += 6
+        if not problem.constant_focal[n]:
+            if shared < 0 or not problem.config.shared_focal:
+                shared, count = count, count + 1
+            index[n, 6] = shared
+    return torch.where(index < 0, count, index), count
+
+
+def _normal_matrix(
+    problem: Problem, rig: Rig, tracks: Tracks, index: Int64[Tensor, "view 7"], n_parameters: int
+) -> tuple[Float64[Tensor, "parameter parameter"], float]:
+    """Return the normal matrix of the cameras, and the length in which their centres are measured.
+
+    That length, the median distance of the points, makes centres and angles comparable.
+    """
+    fit = fit_tracks(problem, rig, tracks)
+    in_cam = depth_in_camera(fit.points, rig, tracks)
+    length = float(in_cam[:, 2].median())
+    # points and cameras bend towards the noise, the more so the fewer observations there are
+    n_free = 2 * len(tracks.track) - 3 * tracks.n_tracks - n_parameters
+    bent = 2 * len(tracks.track) / max(1, n_free)
+    noise = max(_MIN_NOISE, float(fit.error.median()) / _RAYLEIGH_MEDIAN * bent**0.5)
+    # Cauchy's weights, as in the adjustment
+    weight = 1 / (noise * (1 + (fit.error / max(LOSS_SCALE, noise)).square()).sqrt())
+    by_camera, by_point = _jacobians(rig, tracks, in_cam, length)
+    by_camera, by_point = by_camera * weight[:, None, None], by_point * weight[:, None, None]
+    size = n_parameters + 1  # the last takes what is constant, and is cut off
+    normal = torch.zeros(size, size, dtype=torch.float64)
+    ends = torch.searchsorted(tracks.track, torch.arange(0, tracks.n_tracks + _CHUNK, _CHUNK))
+    for first, start, end in zip(
+        range(0, tracks.n_tracks, _CHUNK), ends[:-1].tolist(), ends[1:].tolist(), strict=False
+    ):
+        here = slice(start, end)
+        place = index[tracks.view[here]]
+        track = tracks.track[here] - first
+        n_tracks = int(track.max()) + 1
+        own = by_camera[here].mT @ by_camera[here]
+        normal.index_put_((place[:, :, None], place[:, None, :]), own, accumulate=True)
+        cross = torch.zeros(n_tracks, 3, size, dtype=torch.float64)
+        cross.index_put_(
+            (track[:, None, None], torch.arange(3)[None, :, None], place[:, None, :]),
+            by_point[here].mT @ by_camera[here],
+            accumulate=True,
+        )
+        inner = torch.zeros(n_tracks, 3, 3, dtype=torch.float64)
+        inner.index_add_(0, track, by_point[here].mT @ by_point[here])
+        inner += 1e-12 * inner.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None] * torch.eye(3)
+        normal -= cross.flatten(0, 1).mT @ torch.linalg.solve(inner, cross).flatten(0, 1)
+    return normal[:-1, :-1], length
+
+
+def _jacobians(
+    rig: Rig, tracks: Tracks, in_cam: Float64[Tensor, "observation 3"], length: float
+) -> tuple[Float64[Tensor, "observation 2 7"], Float64[Tensor, "observation 2 3"]]:
+    """Return the derivatives of the pixels (thousandths) by camera and by point.
+
+    The camera turns about its own axes, its centre moves in the world by multiples of `length`,
+    and its focal length grows by a factor whose logarithm counts.
+    """
+    x, y, z = in_cam.unbind(-1)
+    zero, focal = torch.zeros_like(z), rig.focal[tracks.view]
+    slope = (focal / z)[:, None, None]
+    by_in_cam = slope * torch.stack(
+        (torch.stack((z, zero, -x), -1), torch.stack((zero, z, -y), -1)), 1
+    ) / z[:, None, None]  # fmt: skip
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
+    world2cam = rig.cam2world[tracks.view, :3, :3].mT
+    by_point = by_in_cam @ world2cam
+    by_focal = slope * in_cam[:, :2, None]
+    return torch.cat((by_in_cam @ cross, -length * by_point, by_focal), dim=2), by_point
+
+
+def _inverse(
+    normal: Float64[Tensor, "parameter parameter"], n_free_directions: int
+) -> Float64[Tensor, "parameter parameter"]:
+    """Return the inverse without the directions that nothing holds: the world's place and scale."""
+    value, vector = torch.linalg.eigh((normal + normal.mT) / 2)
+    value = value.clamp_min(1e-12 * float(value[-1]))
+    inverse = 1 / value
+    inverse[:n_free_directions] = 0
+    return (vector * inverse) @ vector.mT

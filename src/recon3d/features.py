@@ -1,0 +1,219 @@
+"""Image features of photos, and which features of two photos show the same point.
+
+Source: Lowe, IJCV 2004 (features, ratio test); Arandjelovic and Zisserman, CVPR 2012 (RootSIFT);
+Barath et al., CVPR 2020 (MAGSAC++).
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from recon3d.config import RefineConfig
+from recon3d.matches import Matches, select, without_repeats
+from recon3d.progress import Track, silent
+from recon3d.types import View
+
+logger = logging.getLogger(__name__)
+
+RgbOf = Callable[[View], UInt8[np.ndarray, "height width 3"]]
+"""Returns the upright photo behind a view, RGB, at any resolution."""
+
+MIN_SIMILARITY = 0.8
+"""Cosine of two RootSIFT vectors; wrong pairs are rarely above."""
+_MIN_CONTRAST = 0.02  # half of OpenCV's: what is wrong is found out by epipolar lines
+_WIDE_RATIO = 0.8  # Lowe's: in the whole photo more features compete than near a known place
+_MIN_INLIERS = 20  # of the epipolar check; a wrong geometry rarely finds as many ...
+_MIN_INLIER_SHARE = 0.3  # ... and never this share of the features
+_EPIPOLAR_ERROR = 1 / 500  # of the long edge of the photo
+_SEED = 0
+_ROWS = 1024  # features compared at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Features:
+    """Image features of one view; pixels are those of `View.image`, descriptors 0 to 255."""
+
+    pixels: Float[Tensor, "feature 2"]
+    descriptors: UInt8[Tensor, "feature 128"]
+
+
+def view_rgb(view: View) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the picture the network saw, for want of the photo."""
+    image = ((view.image.float() + 1) * 127.5).round().clamp(0, 255).byte()
+    rgb: np.ndarray = np.ascontiguousarray(image.permute(1, 2, 0).numpy(force=True))
+    return rgb
+
+
+def find_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> Features:
+    """Return the SIFT features of a view, found in its photo; those outside the view are dropped.
+
+    Raises:
+        ValueError: when the picture has not the photo's shape nor the view's.
+    """
+    rgb = rgb_of(view)
+    height, width = rgb.shape[:2]
+    rgb2view = _rgb2view(view, height, width)
+    scale = min(1.0, config.feature_size / max(height, width))
+    if scale < 1:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+        rgb2view = rgb2view @ np.diag((width / size[0], height / size[1], 1.0))
+    # without precise upscaling OpenCV's features lie a quarter of a pixel off
+    sift = cv2.SIFT_create(  # type: ignore[attr-defined]
+        config.max_features, contrastThreshold=_MIN_CONTRAST, enable_precise_upscale=True
+    )
+    found, descriptors = sift.detectAndCompute(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), None)
+    if not found:
+        return Features(pixels=torch.zeros(0, 2), descriptors=torch.zeros(0, 128).byte())
+    # OpenCV puts the centre of the top-left pixel at (0, 0)
+    pixels = np.array([feature.pt for feature in found]) + 0.5
+    pixels = pixels @ rgb2view[:2, :2].T + rgb2view[:2, 2]
+    inside = (pixels >= 0).all(1) & (pixels < np.array(view.image.shape[:0:-1])).all(1)
+    return Features(
+        pixels=torch.from_numpy(pixels[inside]).float(),
+        descriptors=torch.from_numpy(descriptors[inside].clip(0, 255).astype(np.uint8)),
+    )
+
+
+def gather_features(
+    wanted: Iterable[int],
+    views: Sequence[View],
+    rgb_of: RgbOf,
+    config: RefineConfig,
+    known: dict[int, Features],
+    *,
+    track: Track = silent,
+) -> None:
+    """Find the features of the views that `known` lacks, and put them there."""
+    missing = sorted(set(wanted) - known.keys())
+    for done, n in enumerate(missing, start=1):
+        known[n] = find_features(views[n], rgb_of, config)
+        track("features", done, len(missing))
+
+
+def match_photos(
+    pairs: Sequence[tuple[int, int]],
+    views: Sequence[View],
+    features: dict[int, Features],
+    config: RefineConfig,
+    *,
+    track: Track = silent,
+) -> list[Matches]:
+    """Return the matches of features anywhere in the photos, in pixels of the views.
+
+    Confidence is the cosine of the two descriptors. Pairs whose features lie on no common epipolar
+    lines are left out. `track` is told the stage "matching".
+    """
+    root = {n: root_sift(features[n].descriptors) for pair in pairs for n in pair}
+    found = []
+    for done, (i, j) in enumerate(pairs, start=1):
+        ratio = min(_WIDE_RATIO, config.max_ratio)
+        index_i, index_j, similarity = most_similar(root[i], root[j], ratio)
+        one = Matches(
+            i=i,
+            j=j,
+            pixels_i=features[i].pixels[index_i],
+            pixels_j=features[j].pixels[index_j],
+            confidence=similarity,
+        )
+        kept = on_epipolar_lines(without_repeats(one), views)
+        if kept is not None:
+            found.append(kept)
+        track("matching", done, len(pairs))
+    logger.info("features match in %d of %d pairs of photos", len(found), len(pairs))
+    return found
+
+
+def most_similar(
+    first: Float[Tensor, "n_i 128"],
+    second: Float[Tensor, "n_j 128"],
+    max_ratio: float,
+    allowed: Callable[[slice], Bool[Tensor, "some n_j"]] | None = None,
+) -> tuple[Int64[Tensor, " match"], Int64[Tensor, " match"], Float[Tensor, " match"]]:
+    """Return (index into first, index into second, cosine) of features that choose each other.
+
+    Args:
+        first: as `root_sift` returns them.
+        second: likewise.
+        max_ratio: the best must be nearer than this share of the second best.
+        allowed: returns for some rows of `first` which features of `second` may be their partners.
+    """
+    n_i, n_j = len(first), len(second)
+    best_j = torch.zeros(n_i, dtype=torch.int64)
+    top = torch.full((n_i, 2), -1.0)
+    back = torch.full((n_j,), -1.0)
+    best_i = torch.zeros(n_j, dtype=torch.int64)
+    if n_i == 0 or n_j == 0:
+        return best_j[:0], best_j[:0].clone(), top[:0, 0]
+    for start in range(0, n_i, _ROWS):
+        rows = slice(start, start + _ROWS)
+        similarity = first[rows] @ second.T
+        if allowed is not None:
+            similarity = torch.where(allowed(rows), similarity, -1.0)
+        two = similarity.topk(min(2, n_j), dim=1)
+        top[rows, : two.values.shape[1]], best_j[rows] = two.values, two.indices[:, 0]
+        column = similarity.max(dim=0)
+        better = column.values > back
+        back = torch.where(better, column.values, back)
+        best_i = torch.where(better, start + column.indices, best_i)
+    distance = (2 - 2 * top).clamp_min(0).sqrt()
+    keep = (best_i[best_j] == torch.arange(n_i)) & (top[:, 0] >= MIN_SIMILARITY)
+    keep &= distance[:, 0] <= max_ratio * distance[:, 1]
+    return keep.nonzero().flatten(), best_j[keep], top[keep, 0]
+
+
+def on_epipolar_lines(one: Matches, views: Sequence[View]) -> Matches | None:
+    """Return the matches that agree with one epipolar geometry, None where too few do."""
+    if len(one.confidence) < _MIN_INLIERS:
+        return None
+    error = _EPIPOLAR_ERROR * max(max(views[n].image.shape[-2:]) for n in (one.i, one.j))
+    cv2.setRNGSeed(_SEED)
+    try:
+        _, mask = cv2.findFundamentalMat(
+            one.pixels_i.double().numpy(),
+            one.pixels_j.double().numpy(),
+            method=cv2.USAC_MAGSAC,
+            ransacReprojThreshold=error,
+            confidence=0.9999,
+            maxIters=5000,
+        )
+    except cv2.error:  # raised where no sample of the matches gives a geometry
+        return None
+    if mask is None:
+        return None
+    keep = torch.from_numpy(np.asarray(mask).ravel() > 0)
+    if int(keep.sum()) < max(_MIN_INLIERS, _MIN_INLIER_SHARE * len(keep)):
+        return None
+    return select(one, keep)
+
+
+def root_sift(descriptors: UInt8[Tensor, "feature 128"]) -> Float[Tensor, "feature 128"]:
+    """Return the square roots of the descriptors' shares: vectors of length 1."""
+    values = descriptors.float()
+    return (values / values.sum(-1, keepdim=True).clamp_min(1e-6)).sqrt()
+
+
+def _rgb2view(view: View, height: int, width: int) -> Float[np.ndarray, "3 3"]:
+    """Return the map from pixels of a picture of that size, photo or view, to those of the view."""
+    if (height, width) == tuple(view.image.shape[-2:]) and _is_not_photo(view, height, width):
+        return np.eye(3)
+    if _is_not_photo(view, height, width):
+        raise ValueError(
+            f"{view.name}: a picture of {width} x {height} is neither the photo"
+            f" ({view.photo_width} x {view.photo_height}) nor the view"
+        )
+    rgb2photo = np.diag((view.photo_width / width, view.photo_height / height, 1.0))
+    photo2view: np.ndarray = view.photo2view.double().numpy(force=True)
+    return photo2view @ rgb2photo
+
+
+def _is_not_photo(view: View, height: int, width: int) -> bool:
+    """Say whether the shape differs from the photo's by more than rounding to whole pixels."""
+    expected = width * view.photo_height / view.photo_width
+    return abs(height - expected) > 1.0 + expected / width

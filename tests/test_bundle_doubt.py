@@ -1,0 +1,136 @@
+"""The uncertainty of adjusted cameras against the scatter of many adjustments."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from recon3d.bundle_doubt import MAX_VIEWS, camera_doubt
+from recon3d.bundle_solve import Problem, Rig, adjust
+from recon3d.config import RefineConfig
+from recon3d.geometry import invert_rigid, look_at, so3_exp, transform_points
+from recon3d.tracks import Tracks
+
+N_VIEWS, N_POINTS = 5, 60
+DISTANCE = 4.0  # of the points, about
+
+
+def problem(*, fixed: tuple[int, ...] = (), config: RefineConfig | None = None) -> Problem:
+    return Problem(
+        unit=torch.ones(N_VIEWS, 2).double(),
+        centre=torch.zeros(N_VIEWS, 2).double(),
+        constant_focal=torch.zeros(N_VIEWS, dtype=torch.bool),
+        constant_pose=torch.tensor([n in fixed for n in range(N_VIEWS)]),
+        config=config or RefineConfig(),
+    )
+
+
+def true_rig() -> Rig:
+    angle = torch.linspace(0, 1.2, N_VIEWS).double()
+    centre = torch.stack((4 * angle.sin(), torch.zeros(N_VIEWS), 4 - 4 * angle.cos()), -1)
+    target = torch.tensor([0.0, 0.0, 4.0]).double().expand(N_VIEWS, 3)
+    up = torch.tensor([0.0, -1.0, 0.1]).double()
+    return Rig(cam2world=look_at(centre, target, up), focal=torch.full((N_VIEWS,), 900.0).double())
+
+
+def observed(noise: float, seed: int) -> Tracks:
+    """Return every point in every view, in thousandths with noise of that deviation."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(N_POINTS, 3, generator=generator).double() + torch.tensor([0.0, 0, 4])
+    rig, generator = true_rig(), torch.Generator().manual_seed(seed)
+    in_cam = transform_points(invert_rigid(rig.cam2world), points.expand(N_VIEWS, -1, -1))
+    pixels = 900 * in_cam[..., :2] / in_cam[..., 2:]
+    pixels = pixels + noise * torch.randn(pixels.shape, generator=generator).double()
+    return Tracks(
+        track=torch.arange(N_POINTS).repeat_interleave(N_VIEWS),
+        view=torch.arange(N_VIEWS).repeat(N_POINTS),
+        pixels=pixels.transpose(0, 1).reshape(-1, 2).contiguous(),
+        n_tracks=N_POINTS,
+    )
+
+
+def off(rig: Rig, *, free: bool) -> Tensor:
+    """Return each view's rotation (degrees) and centre error, if asked without what all share."""
+    true, found = true_rig().cam2world, rig.cam2world
+    relative = true[:, :3, :3].mT @ found[:, :3, :3]
+    skew = (relative - relative.mT) / 2
+    turned = torch.stack((skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]), -1)
+    error = torch.cat((turned, (found - true)[:, :3, 3] / DISTANCE), -1).flatten()
+    if free:  # all may turn, move and grow together
+        common = []
+        for axis in torch.eye(3).double():
+            moved = torch.linalg.cross(axis.expand(N_VIEWS, 3), true[:, :3, 3]) / DISTANCE
+            turned = (true[:, :3, :3].mT @ axis[:, None])[..., 0]
+            common.append(torch.cat((turned, moved), -1).flatten())
+            common.append(torch.cat((torch.zeros(N_VIEWS, 3), axis.expand(N_VIEWS, 3)), -1))
+        common.append(torch.cat((torch.zeros(N_VIEWS, 3), true[:, :3, 3]), -1))
+        basis = torch.stack([one.flatten().double() for one in common], -1)
+        error = error - basis @ torch.linalg.lstsq(basis, error[:, None]).solution[:, 0]
+    rotation, centre = error.view(N_VIEWS, 2, 3).norm(dim=-1).unbind(-1)
+    return torch.stack((torch.rad2deg(rotation), DISTANCE * centre), -1)
+
+
+@pytest.mark.parametrize("fixed", [(), (0, 4)])
+def test_predicted_and_real_scatter_agree(fixed: tuple[int, ...]) -> None:
+    pytest.importorskip("pycolmap", reason="needs the extra colmap")
+    task = problem(fixed=fixed)
+    said, real = [], []
+    for seed in range(25):
+        tracks = observed(0.5, seed)
+        rig = adjust(task, true_rig(), tracks)
+        said.append(camera_doubt(task, rig, tracks))
+        real.append(off(rig, free=not fixed))
+    expected = torch.stack(said).square().mean(0).sqrt()
+    scatter = torch.stack(real).square().mean(0).sqrt()
+    free = [n for n in range(N_VIEWS) if n not in fixed]
+    ratio = expected[free] / scatter[free]
+    assert float(ratio.min()) > 0.75
+    assert float(ratio.max()) < 1.33
+    assert (expected[list(fixed)] == 0).all()
+
+
+def test_twice_the_noise_twice_the_doubt() -> None:
+    one, two = (camera_doubt(problem(), true_rig(), observed(e, 1)) for e in (0.2, 0.4))
+    assert torch.allclose(two / one, torch.full((N_VIEWS, 2), 2.0).double(), rtol=0.15)
+
+
+def test_the_world_does_not_matter() -> None:
+    """Turned, shifted and three times as large: rotations as before, centres three times."""
+    rig = true_rig()
+    turn = so3_exp(torch.tensor([0.3, -1.0, 0.5]).double())
+    moved = rig.cam2world.clone()
+    moved[:, :3, :3] = turn @ moved[:, :3, :3]
+    moved[:, :3, 3] = 3 * moved[:, :3, 3] @ turn.mT + torch.tensor([5.0, -2.0, 1.0]).double()
+    tracks = observed(0.5, 2)
+    here = camera_doubt(problem(), rig, tracks)
+    there = camera_doubt(problem(), replace(rig, cam2world=moved), tracks)
+    assert torch.allclose(there[:, 0], here[:, 0], rtol=1e-4)
+    assert torch.allclose(there[:, 1], 3 * here[:, 1], rtol=1e-4)
+
+
+def test_a_shared_focal_length_holds_cameras_better() -> None:
+    tracks = observed(0.5, 3)
+    own = camera_doubt(problem(), true_rig(), tracks)
+    shared = camera_doubt(problem(config=RefineConfig(shared_focal=True)), true_rig(), tracks)
+    assert (shared[:, 1] < own[:, 1]).all()
+
+
+def test_views_without_tracks_and_sets_too_large_are_unknown() -> None:
+    tracks = observed(0.5, 4)
+    keep = tracks.view != 2
+    some = Tracks(
+        track=tracks.track[keep],
+        view=tracks.view[keep],
+        pixels=tracks.pixels[keep],
+        n_tracks=N_POINTS,
+    )
+    doubt = camera_doubt(problem(), true_rig(), some)
+    assert doubt[2].isnan().all()
+    assert doubt[[0, 1, 3, 4]].isfinite().all()
+    rig = true_rig()
+    many = Rig(
+        cam2world=rig.cam2world[:1].expand(MAX_VIEWS + 1, 4, 4),
+        focal=rig.focal[:1].expand(MAX_VIEWS + 1),
+    )
+    assert camera_doubt(problem(), many, some).isnan().all()
