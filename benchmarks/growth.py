@@ -3,8 +3,9 @@
 Simulates pointmaps of a long walk, one pair at a time as a network gives them (both orders, half
 precision, noise of 3 %, mean degree 10: four neighbours either way and one photo anywhere near),
 and aligns them. Prints one JSON line per number of photos: seconds of the alignment without those
-of the simulation (the smaller of wall and processor time), peak_mb (resident memory above that before it, the input being streamed), mean
-and greatest error of the cameras as in `benchmarks/alignment.py`, and seconds per photo.
+of the simulation (the smaller of wall and processor time), also per photo; peak_mb (resident memory
+above that before it, the input being streamed); errors of the cameras as in
+`benchmarks/alignment.py`.
 """
 
 import argparse
@@ -17,8 +18,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
-
 from alignment import PeakMemory, score
+
 from recon3d.align import align
 from recon3d.config import AlignConfig
 from recon3d.geometry import compose, invert_rigid, look_at, transform_points, unproject
