@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
-    "errors progress exif cycles retrieval sky measure",
+    "errors progress exif cycles retrieval sky measure depth_warp",
     "config console files catalogue torch_file image_header pairs colmap",
     "settings device download memory types model_config ground_truth pairs_extra",
     "geometry published cameras matches ply scene_file views synth.render synth.sensor baselines",

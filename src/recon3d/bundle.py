@@ -69,7 +69,7 @@ def refine_scene(
 
     Returns:
         The new scene in the world of the old one: the first fixed view, else the first view, keeps
-        its camera's place and its depth (with two fixed views they set the scale). The old scene
+        its camera's place and its depth's scale (two fixed views set the scale). The old scene
         where the tracks kept aside show no improvement.
 
     Raises:

@@ -1,18 +1,18 @@
 """Adjusted cameras -> the scene: in its old world, with depth that meets the tracks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from recon3d.bundle_solve import UNIT, Problem, Rig, depth_in_camera, fit_tracks, well_seen
+from recon3d.depth_warp import MIN_POINTS, bend_depth
 from recon3d.geometry import rotation_angle, umeyama
 from recon3d.tracks import Tracks
 from recon3d.types import Scene, Verdict
-
-_MIN_POINTS = 10  # of a view, to measure the scale of its depth
 
 
 def rebuilt_scene(
@@ -24,19 +24,20 @@ def rebuilt_scene(
     *,
     remapped: bool = False,
 ) -> tuple[Scene, float]:
-    """Return the scene with the cameras of `rig`, and depth maps scaled to the points of tracks.
+    """Return the scene with the cameras of `rig`, and depth maps bent to the points of tracks.
 
-    Also returned is how far the scaled depth maps still are from the points: the median of the
-    relative differences. `doubt` is the uncertainty of each camera of `rig` (rotation in degrees,
-    centre), for the verdicts. `remapped` says that the old cameras were far off: then so are those
-    that no track holds, and their verdicts say how far.
+    Also returned is how far the depth maps still are from points that their bending (`bend_depth`)
+    has not seen: the median over the views of the median relative difference. `doubt` is the
+    uncertainty of each camera of `rig` (rotation in degrees, centre), for the verdicts. `remapped`
+    says that the old cameras were far off: then so are those that no track holds, and their
+    verdicts say how far.
 
-    The first fixed view, else the first view, keeps its camera's place and its depth; two fixed
+    The first fixed view, else the first view, keeps its camera's place and the scale of its depth; two fixed
     views or more keep their places alone. Views without tracks keep their place among the others.
     """
     held = torch.zeros(len(scene.views), dtype=torch.bool)
     held[tracks.view] = True
-    growth, common, depth_error = _depth_growth(scene, problem, rig, tracks)
+    growth, common = _depth_growth(scene, problem, rig, tracks)
     old, new = scene.cam2world.double().cpu(), rig.cam2world
     fixed = problem.constant_pose.nonzero().flatten().tolist()
     pinned = [n for n in fixed if held[n]]
@@ -62,16 +63,38 @@ def rebuilt_scene(
     intrinsics = scene.intrinsics.double().cpu().clone()
     intrinsics[held, 0, 0] = (rig.focal / problem.unit[:, 0])[held]
     intrinsics[held, 1, 1] = (rig.focal / problem.unit[:, 1])[held]
+    depth, depth_error = _bent_depth(
+        [depth * float(factor) for depth, factor in zip(scene.depth, growth, strict=True)],
+        problem,
+        Rig(cam2world=new, focal=rig.focal),
+        tracks,
+    )
     better = replace(
         scene,
         cam2world=new.to(scene.cam2world),
         intrinsics=intrinsics.to(scene.intrinsics),
-        depth=tuple(
-            depth * float(factor) for depth, factor in zip(scene.depth, growth, strict=True)
-        ),
+        depth=depth,
         verdicts=_verdicts(scene, (rig.cam2world, new), held, doubt, remapped=remapped),
     )
     return better, depth_error
+
+
+def _bent_depth(
+    depth: Sequence[Float[Tensor, "_ _"]], problem: Problem, rig: Rig, tracks: Tracks
+) -> tuple[tuple[Float[Tensor, "_ _"], ...], float]:
+    """Return depth maps bent to the points of tracks, and the median relative error left there."""
+    fit = fit_tracks(problem, rig, tracks)
+    z = depth_in_camera(fit.points, rig, tracks)[:, 2]
+    good = well_seen(rig, tracks, fit, problem.config.max_error * UNIT)
+    bent, errors = list(depth), []
+    for n, own in enumerate(depth):
+        mine = good & (tracks.view == n)
+        warp = bend_depth(own, tracks.pixels[mine], z[mine])
+        if warp is not None:
+            bent[n] = warp.depth
+            errors.append(warp.error)
+    middle = sorted(errors)[len(errors) // 2] if errors else math.nan
+    return tuple(bent), middle
 
 
 def _verdicts(
@@ -111,11 +134,10 @@ def _verdicts(
 
 def _depth_growth(
     scene: Scene, problem: Problem, rig: Rig, tracks: Tracks
-) -> tuple[Float64[Tensor, " view"], float, float]:
+) -> tuple[Float64[Tensor, " view"], float]:
     """Return by which factor each view's depth grows to meet the tracks, and that of all together.
 
-    The last is the median relative difference that is left. Views without enough tracks grow like
-    all together, views without any not at all.
+    Views without enough tracks grow like all together, views without any not at all.
     """
     fit = fit_tracks(problem, rig, tracks)
     z = depth_in_camera(fit.points, rig, tracks)[:, 2]
@@ -133,9 +155,8 @@ def _depth_growth(
     growth = torch.ones(len(scene.views), dtype=torch.float64)
     for n in set(tracks.view.tolist()):
         mine = ratio[tracks.view[good] == n]
-        growth[n] = mine.median().exp() if len(mine) >= _MIN_POINTS else common
-    left = (ratio - growth[tracks.view[good]].log()).abs()
-    return growth, common, float(left.median().expm1()) if len(left) else math.nan
+        growth[n] = mine.median().exp() if len(mine) >= MIN_POINTS else common
+    return growth, common
 
 
 def _ends(cam2world: Float64[Tensor, "view 4 4"], length: float) -> Float64[Tensor, "point 3"]:
