@@ -32,8 +32,9 @@ def rebuilt_scene(
     says that the old cameras were far off: then so are those that no track holds, and their
     verdicts say how far.
 
-    The first fixed view, else the first view, keeps its camera's place and the scale of its depth; two fixed
-    views or more keep their places alone. Views without tracks keep their place among the others.
+    The first fixed view, else the first view, keeps its camera's place and the scale of its depth;
+    two fixed views or more keep their places alone. Views without tracks keep their place among the
+    others.
     """
     held = torch.zeros(len(scene.views), dtype=torch.bool)
     held[tracks.view] = True
