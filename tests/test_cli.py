@@ -91,7 +91,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[RunConfig]]:
                 raise result
             scenes = result if isinstance(result, tuple) else (result,)
             views = tuple(view for scene in scenes for view in scene.views)
-            return Reconstruction(scenes=scenes, views=views, matches=())
+            return Reconstruction(scenes=scenes, refinements=(), views=views, matches=())
 
         monkeypatch.setattr("recon3d.pipeline.reconstruct_groups", reconstruct_groups)
         return configs
@@ -407,6 +407,7 @@ def test_json_is_one_versioned_object_on_stdout(
         "points": 32 * 48,
         "units": "arbitrary",
         "outputs": [str(folder / "a.ply")],
+        "refinement": None,
         "more_scenes": [],
         "matches": None,
         "device": "cpu",

@@ -30,7 +30,7 @@ def test_ci_finds_each_command(mark: str) -> None:
 
 
 def test_every_option_in_an_example_exists() -> None:
-    known = {*OPTIONS, "--overwrite", "--config", "--json", "--matches"}
+    known = {*OPTIONS, "--overwrite", "--config", "--json", "--matches", "--no-refine"}
     for block in fenced("sh"):
         for line in block.splitlines():
             command = line.partition("recon3d run")[2].partition("#")[0]

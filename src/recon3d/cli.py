@@ -148,12 +148,10 @@ def run(
     left_out = found.scenes[0].left_out
     names = [target for targets in written for target in targets]
     names += [] if matches is None else [matches]
-    say(
-        f"{summary.sentence(found.scenes)}; wrote {', '.join(names)} in {console.total_s:.1f} s",
-        quiet and not left_out,
-    )
+    done = summary.sentence(found.scenes, found.refinements)
+    say(f"{done}; wrote {', '.join(names)} in {console.total_s:.1f} s", quiet and not left_out)
     if json_output:
-        document = summary.document(found.scenes, clouds, written, config.predict, console)
+        document = summary.document(found, clouds, written, config.predict, console)
         emit(json.dumps(document | {"matches": matches}))
     if left_out:
         raise typer.Exit(EXIT_PARTIAL)

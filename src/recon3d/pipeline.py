@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from recon3d.align import align_groups
 from recon3d.align_samples import Cameras
 from recon3d.bundle import refine_scene
+from recon3d.bundle_check import RefineReport
 from recon3d.config import CamerasAre, RunConfig
 from recon3d.given import read_cameras
 from recon3d.masks import read_masks
@@ -42,9 +43,13 @@ _STAND_IN = "window:6"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reconstruction:
-    """Scenes, largest first; all readable `views`; matches between them if they were asked for."""
+    """Scenes, largest first; all readable `views`; matches between them if they were asked for.
+
+    `refinements` says what became of the bundle adjustment of each scene; empty without one.
+    """
 
     scenes: tuple[Scene, ...]
+    refinements: tuple[RefineReport, ...]
     views: tuple[View, ...]
     matches: tuple[Matches, ...]
 
@@ -58,7 +63,7 @@ def reconstruct(
         inputs: folders, files or patterns.
         config: all settings; None takes the defaults.
         track: told the stages "weights", "photos", "encode", "pairs" and "align", with a
-            refinement also "features" and "refine".
+            refinement also "features", "matching" and "refine".
 
     Returns:
         The placed views in the order of their names; `left_out` names every photograph that is
@@ -149,11 +154,13 @@ def reconstruct_groups(
             len(views),
             time.perf_counter() - started_s,
         )
+        refinements: tuple[RefineReport, ...] = ()
         if refining:
             rgb_of = _photo_reader(inputs, config)
-            scenes = tuple(
+            refined = [
                 _refined(scene, views, matches, cameras, config, rgb_of, track) for scene in scenes
-            )
+            ]
+            scenes, refinements = zip(*refined, strict=True)
     if known_size is not None:
         names = [view.name for view in views]
         ends = {known_size.first, known_size.second}
@@ -164,7 +171,10 @@ def reconstruct_groups(
             for scene in scenes
         )
     return Reconstruction(
-        scenes=_with_left_out(scenes, unusable), views=views, matches=tuple(matches)
+        scenes=_with_left_out(scenes, unusable),
+        refinements=refinements,
+        views=views,
+        matches=tuple(matches),
     )
 
 
@@ -229,7 +239,7 @@ def _refined(
     config: RunConfig,
     rgb_of: Callable[[View], UInt8[np.ndarray, "_ _ 3"]],
     track: Track,
-) -> Scene:
+) -> tuple[Scene, RefineReport]:
     """Return the scene after a bundle adjustment, the same where that does not improve it."""
     old = {view.name: n for n, view in enumerate(views)}
     members = [old[view.name] for view in scene.views]
@@ -242,10 +252,9 @@ def _refined(
         and camera.cam2world is not None
     ]
     new = {n: k for k, n in enumerate(members)}
-    better, _ = refine_scene(
+    return refine_scene(
         scene, renumber(matches, new), config.bundle, rgb_of=rgb_of, fixed=fixed, track=track
     )
-    return better
 
 
 def _is_refining(config: RunConfig, n_views: int) -> bool:

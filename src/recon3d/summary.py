@@ -1,11 +1,14 @@
 """What `recon3d run` says when it is done: a sentence for people, a JSON object for programs."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from recon3d.bundle_check import RefineReport
 from recon3d.cameras import photo_intrinsics
 from recon3d.config import PredictConfig
 from recon3d.console import Console
+from recon3d.pipeline import Reconstruction
 from recon3d.predict import resolve_device, resolve_precision
 from recon3d.types import PointCloud, Scene
 
@@ -13,10 +16,11 @@ FORMAT = "recon3d-run"
 VERSION = 1
 
 
-def sentence(scenes: Sequence[Scene]) -> str:
+def sentence(scenes: Sequence[Scene], refinements: Sequence[RefineReport] = ()) -> str:
     """Return "3 of 5 photos placed; 2 left out: a.jpg (why), b.jpg (why)".
 
-    With several scenes their sizes are named, and pairs that contradict the rest are counted.
+    With several scenes their sizes are named, pairs that contradict the rest are counted, and it is
+    said whether cameras were refined.
     """
     left_out = scenes[0].left_out
     n_placed = sum(len(scene.views) for scene in scenes)
@@ -24,6 +28,10 @@ def sentence(scenes: Sequence[Scene]) -> str:
     if len(scenes) > 1:
         sizes = " + ".join(str(len(scene.views)) for scene in scenes)
         text += f" in {len(scenes)} groups ({sizes})"
+    n_refined = sum(report.improved for report in refinements)
+    if refinements:
+        what = "cameras" if n_refined == len(scenes) else f"cameras of {n_refined} groups"
+        text += f"; {what} refined" if n_refined else "; cameras as estimated, not refined"
     doubtful = sum("contradict" in edge.reason for scene in scenes for edge in scene.edges)
     if doubtful:
         text += f"; {doubtful} pairs contradict the others and were not used"
@@ -35,7 +43,7 @@ def sentence(scenes: Sequence[Scene]) -> str:
 
 
 def document(
-    scenes: Sequence[Scene],
+    found: Reconstruction,
     clouds: Sequence[PointCloud],
     outputs: Sequence[Sequence[str]],
     config: PredictConfig,
@@ -43,14 +51,17 @@ def document(
 ) -> dict[str, Any]:
     """Return the versioned object of `recon3d run --json`.
 
-    `placed`, `points`, `units` and `outputs` are of the largest scene, `more_scenes` has those of
-    the others. `focal_px` is in pixels of the upright original photo. `stages` gives the steps done
-    and the seconds taken by each stage in the order they ran; "pairs" counts ordered pairs.
+    `placed`, `points`, `units`, `outputs` and `refinement` (null without one) are of the largest
+    scene, `more_scenes` has those of the others. `focal_px` is in pixels of the upright original
+    photo. `stages` gives the steps done and the seconds taken by each stage in the order they ran;
+    "pairs" counts ordered pairs.
     """
+    scenes = found.scenes
     left_out = scenes[0].left_out
+    reports = found.refinements or [None] * len(scenes)
     each = [
-        _scene_document(scene, cloud, names)
-        for scene, cloud, names in zip(scenes, clouds, outputs, strict=True)
+        _scene_document(scene, cloud, names) | {"refinement": _refinement(report)}
+        for scene, cloud, names, report in zip(scenes, clouds, outputs, reports, strict=True)
     ]
     device = resolve_device(config.device)
     dtype = resolve_precision(config.precision, device)
@@ -93,3 +104,22 @@ def _scene_document(scene: Scene, cloud: PointCloud, outputs: Sequence[str]) -> 
         "units": "metres" if scene.metric else "arbitrary",
         "outputs": list(outputs),
     }
+
+
+def _refinement(report: RefineReport | None) -> dict[str, Any] | None:
+    """Return what became of the bundle adjustment; errors are relative to the long edge."""
+    if report is None:
+        return None
+    return {
+        "improved": report.improved,
+        "reason": report.reason or None,
+        "placed_anew": report.remapped,
+        "tracks": report.n_tracks,
+        "error_before": _finite(report.error_before),
+        "error_after": _finite(report.error_after),
+        "depth_error": _finite(report.depth_error),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
