@@ -58,6 +58,20 @@ def _checks() -> Iterator[Check]:
     yield _package("trimesh", "trimesh", needed=False)
     yield _package("scipy", "scipy", needed=False)
     yield _package(
+        "refinement",
+        "pycolmap",
+        "pycolmap",
+        needed=False,
+        remedy="pip install recon3d[colmap]",
+    )
+    yield _package(
+        "downloads",
+        "huggingface_hub",
+        "huggingface_hub",
+        needed=False,
+        remedy="pip install recon3d[download]",
+    )
+    yield _package(
         "heic photos",
         "pillow_heif",
         "pillow-heif",
