@@ -23,6 +23,7 @@ from recon3d.model import TwoViewModel
 from recon3d.pairs import connected_components
 from recon3d.pipeline import reconstruct, reconstruct_groups
 from recon3d.progress import Track
+from recon3d.refinement import is_refining
 from recon3d.types import LeftOut, PairPrediction, Scene, Verdict, View
 
 SMALL = ModelConfig(
@@ -288,16 +289,14 @@ def test_faults_of_the_settings_pass_through(
 
 def test_cameras_are_refined_where_that_can_be_had(monkeypatch: pytest.MonkeyPatch):
     installed = [True]
-    monkeypatch.setattr(
-        pipeline.importlib.util, "find_spec", lambda name: object() if installed[0] else None
-    )
-    assert pipeline._is_refining(RunConfig(), 60)
-    assert not pipeline._is_refining(RunConfig(), 61)
-    assert pipeline._is_refining(RunConfig(refine=True), 500)
-    assert not pipeline._is_refining(RunConfig(refine=False), 5)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed[0] else None)
+    assert is_refining(RunConfig(), 60)
+    assert not is_refining(RunConfig(), 61)
+    assert is_refining(RunConfig(refine=True), 500)
+    assert not is_refining(RunConfig(refine=False), 5)
     installed[0] = False
-    assert not pipeline._is_refining(RunConfig(), 5)
-    assert pipeline._is_refining(RunConfig(refine=True), 5)
+    assert not is_refining(RunConfig(), 5)
+    assert is_refining(RunConfig(refine=True), 5)
 
 
 def test_no_photos_is_an_input_error(small: str, tmp_path: Path):

@@ -1,7 +1,6 @@
 """The whole program: photographs -> views -> pairs -> predictions -> scene."""
 
 import contextlib
-import importlib.util
 import logging
 import os
 import time
@@ -9,34 +8,36 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from recon3d.align import align_groups
-from recon3d.align_samples import Cameras
-from recon3d.bundle import refine_scene
 from recon3d.bundle_check import RefineReport
-from recon3d.config import CamerasAre, RunConfig
+from recon3d.config import RunConfig
+from recon3d.features import RgbOf
 from recon3d.given import read_cameras
 from recon3d.masks import read_masks
-from recon3d.matches import Matches, collect_matches, merge_orders, renumber
+from recon3d.matches import Matches, collect_matches, merge_orders
 from recon3d.memory import free_device_bytes, free_host_bytes, plan, thinned
 from recon3d.model import TwoViewModel
 from recon3d.pairs import needs_similarity, pair_graph
 from recon3d.photos import find_photos, load_views, read_photo
-from recon3d.predict import encode_views, predict_encoded, resolve_device, resolve_precision
+from recon3d.predict import (
+    EncodedViews,
+    encode_views,
+    predict_encoded,
+    resolve_device,
+    resolve_precision,
+)
 from recon3d.progress import Track, silent
+from recon3d.refinement import Material, is_refining, refined, refined_with_strays
 from recon3d.retrieval import pooled_similarity
 from recon3d.scale import parse_scale_from, scale_scene
 from recon3d.two_step import predict_in_two_steps
-from recon3d.types import LeftOut, Scene, View
+from recon3d.types import LeftOut, PairPrediction, Scene, View
 from recon3d.weights import load
 
 logger = logging.getLogger(__name__)
 
-REFINED_BY_ITSELF = 60
-"""Most photos whose cameras are refined without being asked for: features take time."""
 _STAND_IN = "window:6"
 """As many pairs as a graph by similarity will have, for the memory estimate before there is one."""
 
@@ -135,7 +136,7 @@ def reconstruct_groups(
         else:
             predictions = predict_encoded(model, encoded, pairs, config.predict, track=track)
         found: list[Matches] = []
-        refining = _is_refining(config, len(views))
+        refining = is_refining(config, len(views))
         if keep_matches or refining:
             predictions = collect_matches(predictions, found, config.matches)
         scenes = align_groups(
@@ -156,11 +157,17 @@ def reconstruct_groups(
         )
         refinements: tuple[RefineReport, ...] = ()
         if refining:
-            rgb_of = _photo_reader(inputs, config)
-            refined = [
-                _refined(scene, views, matches, cameras, config, rgb_of, track) for scene in scenes
-            ]
-            scenes, refinements = zip(*refined, strict=True)
+            material = Material(
+                views=views,
+                matches=matches,
+                cameras=cameras,
+                own=_predictor_of_one(model, encoded, config),
+                rgb_of=_photo_reader(inputs, config),
+            )
+            # with several groups a photo outside of one may belong to another
+            refine = refined if config.all_components else refined_with_strays
+            results = [refine(scene, material, config, track=track) for scene in scenes]
+            scenes, refinements = zip(*results, strict=True)
     if known_size is not None:
         names = [view.name for view in views]
         ends = {known_size.first, known_size.second}
@@ -223,48 +230,23 @@ def _views_that_fit(
     return views, unusable, config, len(planned.pairs) if planned.pairs != tuple(outline) else None
 
 
-def _photo_reader(
-    inputs: Sequence[str], config: RunConfig
-) -> Callable[[View], UInt8[np.ndarray, "_ _ 3"]]:
+def _predictor_of_one(
+    model: TwoViewModel, encoded: EncodedViews, config: RunConfig
+) -> Callable[[int], PairPrediction]:
+    """Return a function that predicts some pair of which the given view is the first."""
+
+    def predict(view: int) -> PairPrediction:
+        other = 0 if view else 1
+        both = predict_encoded(model, encoded, [(view, other)], config.predict)
+        return next(prediction for prediction in both if prediction.i == view)
+
+    return predict
+
+
+def _photo_reader(inputs: Sequence[str], config: RunConfig) -> RgbOf:
     """Return a function that reads the photo behind a view again, at full size."""
     paths = {name: path for path, name in find_photos(inputs)}
     return lambda view: read_photo(paths[view.name], view.name, config.photos).rgb
-
-
-def _refined(
-    scene: Scene,
-    views: Sequence[View],
-    matches: Sequence[Matches],
-    cameras: Cameras,
-    config: RunConfig,
-    rgb_of: Callable[[View], UInt8[np.ndarray, "_ _ 3"]],
-    track: Track,
-) -> tuple[Scene, RefineReport]:
-    """Return the scene after a bundle adjustment, the same where that does not improve it."""
-    old = {view.name: n for n, view in enumerate(views)}
-    members = [old[view.name] for view in scene.views]
-    fixed = [
-        k
-        for k, n in enumerate(members)
-        if cameras
-        and config.align.cameras_are is CamerasAre.FIXED
-        and (camera := cameras[n]) is not None
-        and camera.cam2world is not None
-    ]
-    new = {n: k for k, n in enumerate(members)}
-    return refine_scene(
-        scene, renumber(matches, new), config.bundle, rgb_of=rgb_of, fixed=fixed, track=track
-    )
-
-
-def _is_refining(config: RunConfig, n_views: int) -> bool:
-    """Return whether there is a bundle adjustment: as asked for, else where it can be had."""
-    if config.refine is not None:
-        return config.refine
-    if importlib.util.find_spec("pycolmap") is None:
-        logger.info("cameras are not refined: pip install 'recon3d[colmap]' makes them more exact")
-        return False
-    return n_views <= REFINED_BY_ITSELF
 
 
 def _called(scene: Scene, names: Sequence[str]) -> set[str]:

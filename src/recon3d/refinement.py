@@ -1,0 +1,98 @@
+"""The refinement stage of a run: which photos take part, what stays fixed, and who is adopted."""
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from recon3d.adopt import with_strays, without_unplaced
+from recon3d.align_samples import Cameras
+from recon3d.bundle import refine_scene
+from recon3d.bundle_check import RefineReport
+from recon3d.config import CamerasAre, RunConfig
+from recon3d.features import RgbOf
+from recon3d.matches import Matches, renumber
+from recon3d.progress import Track, silent
+from recon3d.types import PairPrediction, Scene, View
+
+logger = logging.getLogger(__name__)
+
+REFINED_BY_ITSELF = 60
+"""Most photos whose cameras are refined without being asked for: features take time."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Material:
+    """What the refinement of a scene needs besides the scene.
+
+    `views` are all readable photos and `matches` those between them, `own` predicts a pair of which
+    the given view is the first, `rgb_of` reads a photo again.
+    """
+
+    views: Sequence[View]
+    matches: Sequence[Matches]
+    cameras: Cameras
+    own: Callable[[int], PairPrediction]
+    rgb_of: RgbOf
+
+
+def is_refining(config: RunConfig, n_views: int) -> bool:
+    """Return whether there is a bundle adjustment: as asked for, else where it can be had."""
+    if config.refine is not None:
+        return config.refine
+    if importlib.util.find_spec("pycolmap") is None:
+        logger.info("cameras are not refined: pip install 'recon3d[colmap]' makes them more exact")
+        return False
+    return n_views <= REFINED_BY_ITSELF
+
+
+def refined(
+    scene: Scene, material: Material, config: RunConfig, *, track: Track = silent
+) -> tuple[Scene, RefineReport]:
+    """Return the scene after a bundle adjustment, the same where that does not improve it."""
+    number = {view.name: n for n, view in enumerate(material.views)}
+    members = [number[view.name] for view in scene.views]
+    fixed = [
+        k
+        for k, n in enumerate(members)
+        if material.cameras
+        and config.align.cameras_are is CamerasAre.FIXED
+        and (camera := material.cameras[n]) is not None
+        and camera.cam2world is not None
+    ]
+    new = {n: k for k, n in enumerate(members)}
+    return refine_scene(
+        scene,
+        renumber(material.matches, new),
+        config.bundle,
+        rgb_of=material.rgb_of,
+        fixed=fixed,
+        track=track,
+    )
+
+
+def refined_with_strays(
+    scene: Scene, material: Material, config: RunConfig, *, track: Track = silent
+) -> tuple[Scene, RefineReport]:
+    """Return the scene after a bundle adjustment that may also place photos that were left out."""
+    placed = {view.name for view in scene.views}
+    strays = [n for n, view in enumerate(material.views) if view.name not in placed]
+    if not strays or len(strays) > len(placed):
+        return refined(scene, material, config, track=track)
+    extended = with_strays(
+        scene, {n: material.own(n) for n in strays}, material.views, config.align
+    )
+    better, report = refined(extended, material, config, track=track)
+    if not report.improved:
+        return refined(scene, material, config, track=track)
+    has_poses = any(
+        camera is not None and camera.cam2world is not None for camera in material.cameras
+    )
+    better = without_unplaced(
+        better, len(scene.views), report.refined, material.views, keep_world=has_poses
+    )
+    adopted = [view.name for view in better.views if view.name not in placed]
+    if adopted:
+        logger.info("image features placed %s as well", ", ".join(adopted))
+    names = {view.name for view in better.views}
+    return better, replace(report, refined=tuple(n for n in report.refined if n in names))

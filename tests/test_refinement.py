@@ -1,0 +1,156 @@
+"""Who takes part in the refinement: fixed cameras, and photos that the alignment left out."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from exact_scene import ExactScene, errors, exact_scene
+from recon3d import refinement
+from recon3d.adopt import with_strays, without_unplaced
+from recon3d.align import align
+from recon3d.bundle_check import RefineReport
+from recon3d.config import AlignConfig, CamerasAre, RunConfig
+from recon3d.geometry import compose, invert_rigid
+from recon3d.refinement import Material, refined, refined_with_strays
+from recon3d.types import KnownCamera, LeftOut, PairPrediction, Scene
+
+
+def partial(truth: ExactScene, lacking: int) -> tuple[Scene, list[PairPrediction]]:
+    """Return the scene of all views but one, and all predictions."""
+    predictions = truth.predictions()
+    scene = align([p for p in predictions if lacking not in (p.i, p.j)], truth.views, AlignConfig())
+    assert len(scene.views) == len(truth.views) - 1
+    return scene, predictions
+
+
+def material(truth: ExactScene, predictions: list[PairPrediction], **changes: object) -> Material:
+    fields = {
+        "views": truth.views,
+        "matches": (),
+        "cameras": (),
+        "own": lambda n: next(p for p in predictions if p.i == n),
+        "rgb_of": lambda view: None,
+    }
+    return Material(**(fields | changes))
+
+
+def report(**changes: object) -> RefineReport:
+    fields = {"improved": True, "reason": "", "sharp_pairs": 3, "n_tracks": 99}
+    return RefineReport(**(fields | changes))
+
+
+@pytest.mark.parametrize("lacking", [0, 2, 3])
+def test_a_stray_that_is_placed_takes_its_place_in_the_order(
+    lacking: int, monkeypatch: pytest.MonkeyPatch
+):
+    truth = exact_scene(4)
+    scene, predictions = partial(truth, lacking)
+
+    def refine_scene(extended: Scene, *_: object, **__: object) -> tuple[Scene, RefineReport]:
+        """Put the last view where it belongs, with its depth at the scene's scale."""
+        assert [view.name for view in extended.views][-1] == f"{lacking}.jpg"
+        assert math.isnan(extended.verdicts[-1].residual)
+        first = next(n for n in range(4) if n != lacking)
+        unit = float((scene.depth[0].double() / truth.depth[first]).median())
+        pose = compose(invert_rigid(truth.cam2world[first]), truth.cam2world[lacking])
+        pose[:3, 3] *= unit
+        cam2world = extended.cam2world.clone()
+        cam2world[-1] = pose.float()
+        ratio = float((unit * truth.depth[lacking] / extended.depth[-1].double()).median())
+        depth = (*extended.depth[:-1], extended.depth[-1] * ratio)
+        names = tuple(view.name for view in extended.views)
+        return (
+            dataclasses.replace(extended, cam2world=cam2world, depth=depth),
+            report(refined=names),
+        )
+
+    monkeypatch.setattr(refinement, "refine_scene", refine_scene)
+    better, found = refined_with_strays(scene, material(truth, predictions), RunConfig())
+    assert [view.name for view in better.views] == [f"{n}.jpg" for n in range(4)]
+    assert better.left_out == ()
+    assert set(found.refined) == {f"{n}.jpg" for n in range(4)}
+    torch.testing.assert_close(better.cam2world[0], torch.eye(4), atol=1e-5, rtol=0)
+    off = errors(better, truth)
+    assert off["rotation_deg"] < 0.05
+    assert max(off["centre"], off["focal"], off["depth"]) < 2e-3
+
+
+def test_a_stray_that_is_not_placed_stays_left_out(monkeypatch: pytest.MonkeyPatch):
+    truth = exact_scene(4)
+    scene, predictions = partial(truth, 3)
+    names = tuple(view.name for view in scene.views)
+    monkeypatch.setattr(
+        refinement, "refine_scene", lambda extended, *_, **__: (extended, report(refined=names))
+    )
+    better, found = refined_with_strays(scene, material(truth, predictions), RunConfig())
+    assert [view.name for view in better.views] == list(names)
+    assert better.left_out == scene.left_out
+    torch.testing.assert_close(better.cam2world, scene.cam2world)
+    assert found.refined == names
+
+
+def test_where_strays_do_harm_the_scene_is_refined_without_them(monkeypatch: pytest.MonkeyPatch):
+    truth = exact_scene(4)
+    scene, predictions = partial(truth, 3)
+    sizes = []
+
+    def refine_scene(given: Scene, *_: object, **__: object) -> tuple[Scene, RefineReport]:
+        sizes.append(len(given.views))
+        return given, report(improved=len(given.views) == 3, reason="no")
+
+    monkeypatch.setattr(refinement, "refine_scene", refine_scene)
+    better, found = refined_with_strays(scene, material(truth, predictions), RunConfig())
+    assert sizes == [4, 3]
+    assert found.improved
+    assert len(better.views) == 3
+
+
+def test_more_strays_than_placed_photos_are_not_tried(monkeypatch: pytest.MonkeyPatch):
+    truth = exact_scene(5)
+    predictions = truth.predictions([(0, 1)])
+    scene = align(predictions, truth.views, AlignConfig())
+    sizes = []
+    monkeypatch.setattr(
+        refinement,
+        "refine_scene",
+        lambda given, *_, **__: (sizes.append(len(given.views)), (given, report()))[1],
+    )
+    refined_with_strays(scene, material(truth, predictions), RunConfig())
+    assert sizes == [2]
+
+
+def test_given_poses_are_fixed_by_their_number_in_the_scene(monkeypatch: pytest.MonkeyPatch):
+    truth = exact_scene(4)
+    scene, predictions = partial(truth, 0)
+    known = KnownCamera(intrinsics=None, cam2world=torch.eye(4))
+    cameras = (known, None, known, KnownCamera(intrinsics=torch.eye(3), cam2world=None))
+    seen = []
+    monkeypatch.setattr(
+        refinement,
+        "refine_scene",
+        lambda given, *_, fixed, **__: (seen.append(list(fixed)), (given, report()))[1],
+    )
+    refined(scene, material(truth, predictions, cameras=cameras), RunConfig())
+    prior = RunConfig(align=AlignConfig(cameras_are=CamerasAre.PRIOR))
+    refined(scene, material(truth, predictions, cameras=cameras), prior)
+    assert seen == [[1], []]  # photo 2 is the second of the scene
+
+
+def test_a_stray_has_the_depth_and_the_focal_that_the_network_gives_it_alone():
+    truth = exact_scene(3)
+    scene, predictions = partial(truth, 2)
+    own = next(p for p in predictions if p.i == 2)
+    own.pointmap_i_in_i[4, 5] = torch.nan
+    extended = with_strays(scene, {2: own}, truth.views, AlignConfig())
+    ratio = extended.depth[2].double() / truth.depth[2]
+    known = extended.depth[2] > 0
+    assert int((~known).sum()) == 1
+    torch.testing.assert_close(
+        ratio[known], ratio[0, 0].expand(int(known.sum())), rtol=1e-4, atol=0
+    )
+    assert float(extended.intrinsics[2, 0, 0]) == pytest.approx(float(truth.focal[2]), rel=1e-3)
+    scene = without_unplaced(extended, 2, (), truth.views, keep_world=True)
+    assert [view.name for view in scene.views] == ["0.jpg", "1.jpg"]
+    assert scene.left_out == (LeftOut(name="2.jpg", reason=scene.left_out[0].reason),)
