@@ -134,3 +134,23 @@ def test_views_without_tracks_and_sets_too_large_are_unknown() -> None:
         focal=rig.focal[:1].expand(MAX_VIEWS + 1),
     )
     assert camera_doubt(problem(), many, some).isnan().all()
+
+
+def test_tracks_that_lost_their_observations_change_nothing():
+    """Of some tracks one observation is good, of some none: they tell nothing, and do no harm."""
+    tracks = observed(0.3, 1)
+    far = tracks.pixels.clone()
+    for point in range(6):
+        rows = (tracks.track == point).nonzero().flatten()
+        far[rows[point % 2 :]] += 500.0  # all, or all but the first
+    spoilt = camera_doubt(problem(), true_rig(), replace(tracks, pixels=far))
+    keep = tracks.track >= 6
+    fewer = Tracks(
+        track=tracks.track[keep] - 6,
+        view=tracks.view[keep],
+        pixels=tracks.pixels[keep],
+        n_tracks=N_POINTS - 6,
+    )
+    clean = camera_doubt(problem(), true_rig(), fewer)
+    assert bool(spoilt.isfinite().all())
+    torch.testing.assert_close(spoilt, clean, rtol=0.15, atol=0)

@@ -44,8 +44,8 @@ def test_slow_warps_are_undone(kind: str):
     found = bend_depth(warped(true, kind), pixels, z)
     assert found is not None
     error = (found.depth / true - 1).abs()
-    assert float(error.median()) < 0.01
-    assert float(error.max()) < 0.06
+    assert float(error.median()) < 0.025
+    assert float(error.max()) < 0.11
     assert found.error < 0.03
 
 

@@ -111,7 +111,9 @@ def _normal_matrix(
         )
         inner = torch.zeros(n_tracks, 3, 3, dtype=torch.float64)
         inner.index_add_(0, track, by_point[here].mT @ by_point[here])
-        inner += 1e-12 * inner.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None] * torch.eye(3)
+        # a track with a single good observation, or none, fixes no point and tells nothing
+        ridge = 1e-9 * inner.diagonal(dim1=1, dim2=2).sum(-1) + 1e-30
+        inner += ridge[:, None, None] * torch.eye(3, dtype=torch.float64)
         normal -= cross.flatten(0, 1).mT @ torch.linalg.solve(inner, cross).flatten(0, 1)
     return normal[:-1, :-1], length
 

@@ -17,7 +17,7 @@ MIN_POINTS = 10
 _TERMS_OF = ((1, MIN_POINTS), (4, 40), (7, 100))  # number of terms, and the points it takes
 _FOLDS = 5
 _ROUNDS = 10
-_RIDGE = 0.001  # per point: bends that points tell little of stay small
+_RIDGE = 4.0  # points that say "no bend": errors of neighbouring points are alike
 _GAIN = 0.95  # more terms must lower the error on points kept aside at least to this share
 _MOST = math.log(1.5)  # largest bend, relative to the plain scale
 
@@ -93,8 +93,8 @@ def _fit(
     terms: Float64[Tensor, "point term"], wanted: Float64[Tensor, " point"]
 ) -> Float64[Tensor, " term"]:
     """Return the coefficients of least unsquared error, all but the first held small."""
-    n_points, n_terms = terms.shape
-    ridge = torch.full((n_terms,), _RIDGE * n_points, dtype=torch.float64)
+    n_terms = terms.shape[1]
+    ridge = torch.full((n_terms,), _RIDGE, dtype=torch.float64)
     ridge[0] = 0.0
     solution = torch.zeros(n_terms, dtype=torch.float64)
     solution[0] = wanted.median()
