@@ -44,8 +44,10 @@ def test_slow_warps_are_undone(kind: str):
     found = bend_depth(warped(true, kind), pixels, z)
     assert found is not None
     error = (found.depth / true - 1).abs()
-    assert float(error.median()) < 0.025
-    assert float(error.max()) < 0.11
+    plain = warped(true, kind) / true
+    before = (plain / plain.median() - 1).abs()  # what the scale alone leaves
+    assert float(error.median()) < max(0.01, 0.4 * float(before.median()))
+    assert float(error.max()) < max(0.01, 0.6 * float(before.max()))
     assert found.error < 0.03
 
 
