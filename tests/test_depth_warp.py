@@ -46,7 +46,7 @@ def test_slow_warps_are_undone(kind: str):
     error = (found.depth / true - 1).abs()
     plain = warped(true, kind) / true
     before = (plain / plain.median() - 1).abs()  # what the scale alone leaves
-    assert float(error.median()) < max(0.01, 0.4 * float(before.median()))
+    assert float(error.median()) < max(0.01, 0.5 * float(before.median()))
     assert float(error.max()) < max(0.01, 0.6 * float(before.max()))
     assert found.error < 0.03
 
