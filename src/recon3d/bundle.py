@@ -8,6 +8,7 @@ whole photos, and must pass the same check. Depth maps are then scaled to the po
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 
 import torch
@@ -23,13 +24,15 @@ from recon3d.matches import Matches, select
 from recon3d.progress import Track, silent
 from recon3d.sharpen import sharpen_matches
 from recon3d.tracks import Tracks, build_tracks, select_observations, select_tracks
-from recon3d.types import Scene
+from recon3d.types import Scene, View
 
 logger = logging.getLogger(__name__)
 
 _ROUNDS = 3  # each starts from better points and drops observations that do not fit
 _MIN_SHARED = 12  # tracks between two views that hold one against the other
 _MIN_HELD = 0.5  # share of the views that tracks must hold
+_SAME_FOCAL = 1.01  # ratio of EXIF focal lengths of one lens
+_PAYS = 0.8  # of the error of one focal length for all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -76,21 +79,17 @@ def refine_scene(
         UsageError: pycolmap is missing; says how to install it.
     """
     require_pycolmap()
-    problem, start = problem_of(scene, config, fixed)
-    known: dict[int, Features] = {}
-    coarse = [_thinned(one, config) for one in matches]
-    sharp = coarse
-    if rgb_of is not None:
-        sharp = sharpen_matches(matches, scene.views, rgb_of, config, known=known, track=track)
-    best = near = _adjusted(problem, start, sharp, track, from_features=rgb_of is not None)
-    holds_all = len(near.used.view.unique()) == len(scene.views)
-    done = bool(problem.constant_pose.all()) or (holds_all and is_sure(near.report))
-    if not done:
-        wide = _matches_anywhere(scene, matches, config, rgb_of, known, track)
-        anew = _remapped(scene, problem, start, wide, track, from_features=rgb_of is not None)
-        best = near if anew is None else _better(problem, near, anew)
-    if best.report.reason and rgb_of is not None and near.too_few:
-        best = _adjusted(problem, start, coarse, track, from_features=False)
+    evidence = _Evidence(scene, matches, config, rgb_of, track)
+    is_open = config.shared_focal is None and config.refine_focal
+    shared = same_lens(scene.views) if is_open else bool(config.shared_focal)
+    problem, start = problem_of(scene, replace(config, shared_focal=shared), fixed)
+    best = _best_attempt(scene, problem, start, evidence, track)
+    if is_open and shared:
+        others, start = problem_of(scene, replace(config, shared_focal=False), fixed)
+        if best.report.reason or _would_pay(others, start, best, track):
+            free = _best_attempt(scene, others, start, evidence, track)
+            if _pays(free.report, best.report):
+                problem, best = others, free
     held = sorted(set(best.used.view.tolist()))
     report = replace(best.report, refined=tuple(scene.views[n].name for n in held))
     if report.reason:
@@ -111,6 +110,87 @@ def refine_scene(
         100 * depth_error,
     )
     return better, replace(report, improved=True, depth_error=depth_error)
+
+
+class _Evidence:
+    """Matches of all kinds, each found when it is first asked for."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        matches: Sequence[Matches],
+        config: RefineConfig,
+        rgb_of: RgbOf | None,
+        track: Track,
+    ) -> None:
+        self._scene, self._matches, self._config = scene, matches, config
+        self._rgb_of, self._track = rgb_of, track
+        self._known: dict[int, Features] = {}
+        self.from_features = rgb_of is not None
+
+    @cached_property
+    def coarse(self) -> list[Matches]:
+        """The network's, some of each pair."""
+        return [_thinned(one, self._config) for one in self._matches]
+
+    @cached_property
+    def near(self) -> list[Matches]:
+        """Of features near the network's matches."""
+        if self._rgb_of is None:
+            return self.coarse
+        return sharpen_matches(
+            self._matches,
+            self._scene.views,
+            self._rgb_of,
+            self._config,
+            known=self._known,
+            track=self._track,
+        )
+
+    @cached_property
+    def anywhere(self) -> list[Matches]:
+        """Matches that owe nothing to the scene's cameras."""
+        return _matches_anywhere(
+            self._scene, self._matches, self._config, self._rgb_of, self._known, self._track
+        )
+
+
+def same_lens(views: Sequence[View]) -> bool:
+    """Say whether nothing speaks against one focal length: equal sizes, EXIF alike where known."""
+    sizes = {tuple(sorted((view.photo_width, view.photo_height))) for view in views}
+    focals = [view.focal_px for view in views if view.focal_px is not None]
+    return len(sizes) == 1 and (not focals or max(focals) <= _SAME_FOCAL * min(focals))
+
+
+def _would_pay(problem: Problem, start: Rig, shared: _Attempt, track: Track) -> bool:
+    """Say whether the shared solution becomes clearly better with focal lengths set free."""
+    rig = _in_rounds(problem, shared.rig, shared.used, track)
+    return _pays(judged(shared.report, problem, start, rig, shared.aside), shared.report)
+
+
+def _pays(free: RefineReport, shared: RefineReport) -> bool:
+    """Say whether focal lengths of their own pay: they always fit a little better."""
+    if free.reason or shared.reason:
+        return bool(shared.reason) and not free.reason
+    return free.error_after < _PAYS * shared.error_after
+
+
+def _best_attempt(
+    scene: Scene, problem: Problem, start: Rig, evidence: _Evidence, track: Track
+) -> _Attempt:
+    """Return the first attempt that leaves no doubt, else the best."""
+    from_features = evidence.from_features
+    best = near = _adjusted(problem, start, evidence.near, track, from_features=from_features)
+    holds_all = len(near.used.view.unique()) == len(scene.views)
+    done = bool(problem.constant_pose.all()) or (holds_all and is_sure(near.report))
+    if not done:
+        anew = _remapped(
+            scene, problem, start, evidence.anywhere, track, from_features=from_features
+        )
+        best = near if anew is None else _better(problem, near, anew)
+    if best.report.reason and from_features and near.too_few:
+        best = _adjusted(problem, start, evidence.coarse, track, from_features=False)
+    return best
 
 
 def _adjusted(

@@ -220,7 +220,9 @@ class RefineConfig:
     that the cameras became better. All pairs together give at most `max_tracks` tracks; where image
     features find too little, a pair gives at most `max_coarse` matches as they are. Where the
     alignment is no start, features are matched in the whole photos: of all pairs up to
-    `max_all_pairs` photos, beyond that of those that the network saw.
+    `max_all_pairs` photos, beyond that of those that the network saw. `shared_focal` None takes one
+    focal length where photos are of equal size and EXIF does not speak against it, unless focal
+    lengths of their own fit much better.
     """
 
     feature_size: int = 1600
@@ -234,7 +236,7 @@ class RefineConfig:
     max_coarse: int = 200
     max_all_pairs: int = 60
     max_iterations: int = 50
-    shared_focal: bool = False
+    shared_focal: bool | None = None
     refine_focal: bool = True
     seed: int = 0
 

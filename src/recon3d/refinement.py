@@ -61,10 +61,13 @@ def refined(
         and camera.cam2world is not None
     ]
     new = {n: k for k, n in enumerate(members)}
+    bundle = (
+        replace(config.bundle, shared_focal=True) if config.align.shared_focal else config.bundle
+    )
     return refine_scene(
         scene,
         renumber(material.matches, new),
-        config.bundle,
+        bundle,
         rgb_of=material.rgb_of,
         fixed=fixed,
         track=track,
