@@ -14,6 +14,7 @@ from recon3d.cli_options import (
     OverwriteOption,
     PrecisionOption,
     QuietOption,
+    RefineOption,
     SizeOption,
     VerboseOption,
     WeightsOption,
@@ -202,6 +203,7 @@ def evaluate(
     size: SizeOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
+    refine: RefineOption = None,
     baseline: Annotated[
         list[Baseline] | None, typer.Option(help="Compare with it; may be repeated.")
     ] = None,
@@ -222,8 +224,12 @@ def evaluate(
 ) -> None:
     """Measure accuracy against ground truth, beside the baselines."""
     options = {
-        "--weights": weights, "--size": size, "--device": device, "--precision": precision
-    }  # fmt: skip
+        "--weights": weights,
+        "--size": size,
+        "--device": device,
+        "--precision": precision,
+        "--refine": refine,
+    }
     config = EvaluateConfig(
         run=run_config(config_file, options),
         baselines=tuple(baseline or ()),
