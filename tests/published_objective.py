@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from recon3d.types import PairPrediction
+from recon3d.geometry import transform_points, unproject
+from recon3d.types import PairPrediction, Scene
 
 MEAN_SCALE = 0.5
 """Geometric mean of the scales of all pairs: the gauge, without which shrinking would win."""
@@ -74,3 +75,13 @@ def best_pairs(world: list[Tensor], predictions: list[PairPrediction], rounds: i
     for points in world:
         points *= factor
     return matrices
+
+
+def scene_objective(scene: Scene, predictions: list[PairPrediction]) -> float:
+    """Return the published objective at a scene, its pairs placed as well as they can be."""
+    world = [
+        transform_points(pose.double(), unproject(depth.double(), k.double()).reshape(-1, 3))
+        for pose, depth, k in zip(scene.cam2world, scene.depth, scene.intrinsics, strict=True)
+    ]
+    pairs = best_pairs(world, predictions)
+    return objective(world, predictions, pairs)

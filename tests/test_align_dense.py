@@ -3,12 +3,11 @@
 import torch
 
 from exact_scene import ExactScene, exact_scene
-from published_objective import best_pairs, objective
+from published_objective import scene_objective as value
 from recon3d.align import align
 from recon3d.align_dense import fuse_depth
 from recon3d.config import AlignConfig
-from recon3d.geometry import transform_points, unproject
-from recon3d.types import PairPrediction, Scene
+from recon3d.types import Scene
 
 
 def test_fused_depth_by_hand():
@@ -42,16 +41,6 @@ def test_fused_depth_minimises_the_sum_of_distances():
     fused, _ = fuse_depth(offset, across, weight, torch.full((5, 40), 2.0), 0.1)
     grid = torch.stack([cost(torch.full((40,), d)) for d in torch.linspace(0.9, 1.4, 501).tolist()])
     assert bool((cost(fused) <= grid.amin(0) * 1.001).all())
-
-
-def value(scene: Scene, predictions: list[PairPrediction]) -> float:
-    """Return the published objective at a scene, its pairs placed as well as they can be."""
-    world = [
-        transform_points(pose.double(), unproject(depth.double(), k.double()).reshape(-1, 3))
-        for pose, depth, k in zip(scene.cam2world, scene.depth, scene.intrinsics, strict=True)
-    ]
-    pairs = best_pairs(world, predictions)
-    return objective(world, predictions, pairs)
 
 
 def spoilt(scene: Scene, factor: float) -> Scene:

@@ -3,13 +3,15 @@
 The published objective (DUSt3R, section 3.4) moves every pixel of every pair with Adam. Here each
 view is one similarity and a sample of pixels: closed forms per pair and a spanning tree start it
 (`align_init`), pairs that contradict others are found (`align_place`), robust Gauss-Newton solves
-all views together (`align_refine`), and full-resolution depth and confidence are fused once, at the
-end (`align_dense`).
+all views together (`align_refine`), the published objective is minimised from there
+(`align_polish`), and full-resolution depth and confidence are fused once, at the end
+(`align_dense`).
 """
 
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float64
@@ -32,8 +34,9 @@ from recon3d.align_place import (
     reasons_of_their_own,
     why_disconnected,
 )
+from recon3d.align_polish import Freedom, polish
 from recon3d.align_refine import Solution
-from recon3d.align_samples import Cameras, Masks, base_point, take_samples
+from recon3d.align_samples import Cameras, Masks, base_point, denser_samples, take_samples
 from recon3d.align_solve import pose_uncertainty, rotation_sigma
 from recon3d.config import AlignConfig
 from recon3d.errors import DisconnectedError
@@ -127,14 +130,20 @@ def _scene(
     evidence: Evidence, placed: Placed, reasons: Sequence[str], config: AlignConfig
 ) -> Scene:
     """Fuse depth and write everything down in the final world."""
-    views, members = evidence.views, placed.members
-    solution, begin = placed.solution, placed.begin
+    views, members, begin = evidence.views, placed.members, placed.begin
+    dense = denser_samples(
+        placed.samples, evidence.maps, views, evidence.cameras, evidence.masks, config
+    )
+    polished = polish(
+        dense, placed.solution.unit2world, placed.solution.lens, _freedom(placed, config)
+    )
+    solution = replace(placed.solution, unit2world=polished.unit2world, lens=polished.lens)
+    placed = replace(placed, solution=solution)
     intrinsics = [_intrinsics(evidence, solution, n) for n in members]
     fused = [
         (depth.cpu(), trust.cpu())
         for depth, trust in fuse_views(
-            placed.samples, evidence.maps, members, solution.unit2world, solution.points,
-            intrinsics, evidence.masks,
+            dense, evidence.maps, members, polished, intrinsics, evidence.masks
         )
     ]  # fmt: skip
     scale = similarity_scale(solution.unit2world).cpu()
@@ -163,6 +172,16 @@ def _scene(
         ),
         edges=_edge_verdicts(evidence, placed, reasons),
     )
+
+
+def _freedom(placed: Placed, config: AlignConfig) -> Freedom:
+    """Return what the published objective may move: nothing that was given or is shared."""
+    solution = placed.solution
+    n_views, device = len(solution.unit2world), solution.unit2world.device
+    no_poses = placed.begin.pivot is None
+    estimated = [source == "estimated" for source in solution.lens.source]
+    focal = torch.tensor(estimated, device=device) & (no_poses and not config.shared_focal)
+    return Freedom(pose=torch.full((n_views,), no_poses, device=device), focal=focal)
 
 
 def _intrinsics(evidence: Evidence, solution: Solution, n: int) -> Float64[Tensor, "3 3"]:

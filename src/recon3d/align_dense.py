@@ -1,9 +1,7 @@
 """Depth and confidence of every pixel from all maps that show it, cameras fixed.
 
-This minimises the published objective (Wang et al., DUSt3R, CVPR 2024, section 3.4): unsquared
-distances, weighted by log-confidence, between the points of the views and the predictions of each
-pair moved by a similarity of its own, whose geometric mean scale is fixed. The similarities are
-found on the sampled pixels; then every pixel has one unknown, its depth, a small convex problem.
+The similarities of the pairs have been found on the sampled pixels (`align_polish`); here every
+pixel has one unknown, its depth: a small convex problem.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
+from recon3d.align_polish import Polished
 from recon3d.align_samples import TINY, KeptMaps, Map, Masks, Samples, pixel_weight, weighted_median
-from recon3d.geometry import compose, pixel_grid, similarity, transform_points, umeyama
+from recon3d.geometry import compose, pixel_grid, transform_points
 
-_ROUNDS = 15
 _PIXEL_ROUNDS = 10
-_CHUNK_EDGES = 512
 _CHUNK_PIXELS = 16384
 _FLOOR = 1e-4
 """Least distance in a reweighting, relative to depth: an exact fit must not divide by zero."""
@@ -29,19 +26,16 @@ def fuse_views(
     samples: Samples,
     maps: KeptMaps,
     members: Sequence[int],
-    unit2world: Float64[Tensor, "view 4 4"],
-    points: Float64[Tensor, "view sample 3"],
+    polished: Polished,
     intrinsics: Sequence[Float64[Tensor, "3 3"]],
     masks: Masks,
 ) -> Iterator[tuple[Float32[Tensor, "height width"], Float32[Tensor, "height width"]]]:
     """Yield depth (in its unit frame) and confidence of each member.
 
-    `points` are the sampled points of the cameras' solution in unit frames, `intrinsics` those of
-    the members.
+    `samples` are what was polished, `intrinsics` those of the members.
     """
-    pair2world, depth = pair_similarities(samples, unit2world, points)
-    map2unit = both_sides(samples, unit2world, pair2world)
-    typical = typical_spread(samples, map2unit, depth)
+    map2unit = both_sides(samples, polished.unit2world, polished.pair2world)
+    typical = typical_spread(samples, map2unit, polished.depth)
     map2unit = map2unit.clone()
     map2unit[..., :3, :3] /= samples.edge_scale[:, None, None, None]
     row_of = {number: row for row, number in enumerate(samples.prediction.tolist())}
@@ -61,72 +55,6 @@ def _rays(
     grid = pixel_grid(*like.shape, device=like.device)
     camera = camera.to(grid)
     return (grid - camera[:2, 2]) / camera[[0, 1], [0, 1]]
-
-
-def pair_similarities(
-    samples: Samples,
-    unit2world: Float64[Tensor, "view 4 4"],
-    points: Float64[Tensor, "view sample 3"],
-) -> tuple[Float64[Tensor, "edge 4 4"], Float64[Tensor, "view sample"]]:
-    """Return each pair's similarity (unit i to world) and the sampled depths that go with them.
-
-    Alternating reweighted least squares. With the geometric mean of the scales fixed, the scale of
-    each pair takes its share of the gauge: dL/dlog(scale) = L / number of pairs (Lagrange).
-    """
-    i, j = samples.i, samples.j
-    n_samples = points.shape[1]
-    ray = points / points[..., 2:].clamp_min(TINY)
-    depth = points[..., 2]
-    centre = unit2world[:, None, :3, 3]
-    direction = ray @ unit2world[:, :3, :3].mT
-    along = direction.square().sum(-1)
-    pair2world = unit2world[i].clone()
-    gauge = 0.0
-    floor = (_FLOOR * depth * along.sqrt()).clamp_min(TINY)
-    for _ in range(_ROUNDS):
-        world = centre + depth[..., None] * direction
-        top = torch.zeros_like(depth)
-        bottom = torch.zeros_like(depth)
-        total = 0.0
-        for start in range(0, len(i), _CHUNK_EDGES):
-            cut = slice(start, start + _CHUNK_EDGES)
-            a, b = i[cut], j[cut]
-            source = torch.cat((samples.own[cut], samples.seen[cut]), dim=1)
-            weight = torch.cat((samples.own_weight[cut], samples.seen_weight[cut]), dim=1)
-            target = torch.cat((world[a], world[b]), dim=1)
-            least = torch.cat((floor[a], floor[b]), dim=1)
-            gap = (transform_points(pair2world[cut], source) - target).norm(dim=-1)
-            robust = weight / torch.maximum(gap, least)
-            pair2world[cut] = _fit(source, target, robust, gauge)
-            moved = transform_points(pair2world[cut], source)
-            gap = (moved - target).norm(dim=-1)
-            total += float((weight * gap).sum())
-            robust = weight / torch.maximum(gap, least)
-            for views, half in ((a, slice(n_samples)), (b, slice(n_samples, None))):
-                offset = ((moved[:, half] - centre[views]) * direction[views]).sum(-1)
-                top.index_add_(0, views, robust[:, half] * offset)
-                bottom.index_add_(0, views, robust[:, half])
-        gauge = total / len(i)
-        known = bottom > 0
-        depth = torch.where(known, top / (bottom * along).clamp_min(TINY), depth)
-    return pair2world, depth
-
-
-def _fit(
-    source: Float64[Tensor, "edge point 3"],
-    target: Float64[Tensor, "edge point 3"],
-    weight: Float64[Tensor, "edge point"],
-    gauge: float,
-) -> Float64[Tensor, "edge 4 4"]:
-    """Return the similarity of least squares minus `gauge` times its log-scale."""
-    scale, rotation, _ = umeyama(source, target, weight)
-    share = weight / weight.sum(-1, keepdim=True).clamp_min(TINY)
-    mean_source = (share[..., None] * source).sum(1)
-    mean_target = (share[..., None] * target).sum(1)
-    spread = (weight * (source - mean_source[:, None]).square().sum(-1)).sum(-1).clamp_min(TINY)
-    scale = (scale + (scale.square() + 4 * gauge / spread).sqrt()) / 2
-    shift = mean_target - scale[:, None] * (rotation @ mean_source[..., None]).squeeze(-1)
-    return similarity(scale, rotation, shift)
 
 
 def view_depth(
@@ -179,7 +107,7 @@ def fuse_depth(
     `offset` is how far along the ray a map's point lies, as a depth, `across` its squared distance
     from the ray in the same unit; weight 0 is unknown. Confidence is 1 + (mean confidence - 1)
     times the share of the weight that lies within three times the `typical` relative distance,
-    10 % at most. Where nothing is known both are 0.
+    10 % at most; where no map agrees it is 1. Where nothing is known both are 0.
     """
     depth = weighted_median(offset.mT.contiguous(), weight.mT.contiguous())
     total = weight.sum(0)
@@ -191,7 +119,7 @@ def fuse_depth(
     agrees = weight * ((offset - depth).abs() <= limit * depth)
     mean = (weight * confidence.nan_to_num(1, 1, 1)).sum(0) / total.clamp_min(TINY)
     share = agrees.sum(0) / total.clamp_min(TINY)
-    known = (total > 0) & (depth > 0) & (share > 0)
+    known = (total > 0) & (depth > 0)
     trust = 1 + (mean - 1).clamp_min(1e-3) * share
     return torch.where(known, depth, 0.0), torch.where(known, trust, 0.0)
 

@@ -5,10 +5,9 @@ needs whole maps, of which each view keeps the most confident ones.
 """
 
 import heapq
-import itertools
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -30,6 +29,8 @@ Masks = Sequence[Bool[Tensor, "_ _"] | None]
 """The pixels of each view that may be used; None is all; empty where no view has a mask."""
 _MIN_SAMPLES = 16
 _LEAST_MAPS = 4
+_MOST_SAMPLES, _POINTS = 2048, 400_000
+"""Most pixels of a view, and of all maps together, that the published objective is taken over."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,28 +164,18 @@ def take_samples(
     Raises:
         DisconnectedError: when nothing is left.
     """
-    sizes = [(view.image.shape[1], view.image.shape[2]) for view in views]
-    index = {
-        (h, w): sample_pixels(h, w, config.samples_per_edge, config.seed) for h, w in set(sizes)
-    }
+    places = _places(views, config.samples_per_edge, config.seed)
     mask_of = masks if masks else [None] * len(views)
     maps = KeptMaps(len(views), config.max_map_bytes)
     rows: dict[str, list[Tensor]] = {}
     for number, p in enumerate(predictions):
-        device = p.confidence_i.device
-        sides = []
-        for n, points, confidence in (
-            (p.i, p.pointmap_i_in_i, p.confidence_i),
-            (p.j, p.pointmap_j_in_i, p.confidence_j),
-        ):
-            place, mask = index[sizes[n]].to(device), mask_of[n]
-            sample = points.reshape(-1, 3)[place].double()
-            weight = pixel_weight(sample, confidence.reshape(-1)[place].double())
-            if mask is not None:
-                weight = weight * mask.to(device).reshape(-1)[place]
-            sides.append((sample, weight))
-        (own, own_weight), (seen, seen_weight) = sides
-        own_weight = torch.where(own[:, 2] > 0, own_weight, 0.0)
+        (own, own_weight), (seen, seen_weight) = (
+            _sampled(points, confidence, places[n], mask_of[n], is_own)
+            for n, points, confidence, is_own in (
+                (p.i, p.pointmap_i_in_i, p.confidence_i, True),
+                (p.j, p.pointmap_j_in_i, p.confidence_j, False),
+            )
+        )
         if min(int((w > 0).sum()) for w in (own_weight, seen_weight)) < _MIN_SAMPLES:
             logger.warning(
                 "pair %s, %s: too few finite points, dropped", views[p.i].name, views[p.j].name
@@ -193,30 +184,94 @@ def take_samples(
         maps.add(number, p)
         values = {
             "i": torch.tensor(p.i), "j": torch.tensor(p.j), "prediction": torch.tensor(number),
-            "own": torch.where(own_weight[:, None] > 0, own, 0.0), "own_weight": own_weight,
-            "seen": torch.where(seen_weight[:, None] > 0, seen, 0.0), "seen_weight": seen_weight,
+            "own": own, "own_weight": own_weight, "seen": seen, "seen_weight": seen_weight,
             "confidence": torch.tensor(mean_log_confidence(p.confidence_j, mask_of[p.j])).double(),
             "edge_scale": torch.ones(()).double(),
         }  # fmt: skip
         for name, value in values.items():
-            rows.setdefault(name, []).append(value.to(device))
+            rows.setdefault(name, []).append(value.to(own.device))
     if not rows:
         raise DisconnectedError(
             f"no pair of the {len(views)} photos has a finite pointmap."
             " Try other photos or other weights."
         )
     rows["confidence"] = [value.exp() for value in rows["confidence"]]
-    offsets = [
-        base_point(view, camera)
-        for view, camera in itertools.zip_longest(views, cameras or [None] * len(views))
-    ]
-    pixels = {
-        (h, w): torch.stack((k % w + 0.5, k // w + 0.5), dim=-1).double()
-        for (h, w), k in index.items()
-    }
-    pixel = torch.stack([pixels[size] - c for size, c in zip(sizes, offsets, strict=True)])
     stacked = {name: torch.stack(values) for name, values in rows.items()}
-    return Samples(pixel=pixel.to(stacked["own"].device), **stacked), maps
+    pixel = _centred(places, views, cameras).to(stacked["own"].device)
+    return Samples(pixel=pixel, **stacked), maps
+
+
+def denser_samples(
+    samples: Samples,
+    maps: KeptMaps,
+    views: Sequence[View],
+    cameras: Cameras,
+    masks: Masks,
+    config: AlignConfig,
+) -> Samples:
+    """Return the same edges at more pixels, as many as few edges can afford.
+
+    `samples` themselves where there are many edges, or where some map was not kept.
+    """
+    count = min(_MOST_SAMPLES, _POINTS // (2 * len(samples.i)))
+    row_of = {number: row for row, number in enumerate(samples.prediction.tolist())}
+    kept = [
+        (n, one)
+        for n in sorted(set(samples.i.tolist()) | set(samples.j.tolist()))
+        for one in maps.of(n)
+        if one.prediction in row_of
+    ]
+    if count <= samples.pixel.shape[1] or len(kept) < 2 * len(row_of):
+        return samples
+    places = _places(views, count, config.seed)
+    points = samples.own.new_zeros(2, len(samples.i), count, 3)
+    weight = samples.own.new_zeros(2, len(samples.i), count)
+    for n, one in kept:
+        side, row = 0 if one.is_own else 1, row_of[one.prediction]
+        mask = masks[n] if masks else None
+        found, trust = _sampled(one.points, one.confidence, places[n], mask, one.is_own)
+        points[side, row], weight[side, row] = found / samples.edge_scale[row], trust
+    return replace(
+        samples, own=points[0], own_weight=weight[0], seen=points[1], seen_weight=weight[1],
+        pixel=_centred(places, views, cameras).to(samples.pixel),
+    )  # fmt: skip
+
+
+def _places(views: Sequence[View], count: int, seed: int) -> list[Int64[Tensor, " sample"]]:
+    """Return the sample pixels of each view; views of one size share theirs."""
+    sizes = [(view.image.shape[1], view.image.shape[2]) for view in views]
+    of_size = {(h, w): sample_pixels(h, w, count, seed) for h, w in set(sizes)}
+    return [of_size[size] for size in sizes]
+
+
+def _sampled(
+    points: Float[Tensor, "height width 3"],
+    confidence: Float[Tensor, "height width"],
+    place: Int64[Tensor, " sample"],
+    mask: Bool[Tensor, "height width"] | None,
+    is_own: bool,
+) -> tuple[Float64[Tensor, "sample 3"], Float64[Tensor, " sample"]]:
+    """Return a map and its weight at some pixels, both 0 where it says nothing."""
+    place = place.to(points.device)
+    found = points.reshape(-1, 3)[place].double()
+    weight = pixel_weight(found, confidence.reshape(-1)[place].double())
+    if mask is not None:
+        weight = weight * mask.to(weight.device).reshape(-1)[place]
+    if is_own:
+        weight = torch.where(found[:, 2] > 0, weight, 0.0)
+    return torch.where(weight[:, None] > 0, found, 0.0), weight
+
+
+def _centred(
+    places: Sequence[Int64[Tensor, " sample"]], views: Sequence[View], cameras: Cameras
+) -> Float64[Tensor, "view sample 2"]:
+    """Return the centres of pixels relative to the `base_point` of their views."""
+    pixels = []
+    for n, view in enumerate(views):
+        place, width = places[n], view.image.shape[2]
+        pixel = torch.stack((place % width + 0.5, place // width + 0.5), dim=-1).double()
+        pixels.append(pixel - base_point(view, cameras[n] if cameras else None))
+    return torch.stack(pixels)
 
 
 def base_point(view: View, camera: KnownCamera | None) -> Float64[Tensor, "2"]:
