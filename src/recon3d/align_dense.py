@@ -142,10 +142,8 @@ def typical_spread(
         gap = (z - depth[views]).abs() / depth[views].clamp_min(TINY)
         for view, row, known in zip(views.tolist(), gap, weight > 0, strict=True):
             gaps[view].append(row[known])
-    medians = [torch.cat(rows) if rows else torch.zeros(0) for rows in gaps]
-    return torch.stack(
-        [row.median().double() if len(row) else torch.zeros(()).double() for row in medians]
-    )
+    medians = [torch.cat(rows) if rows else depth.new_zeros(0) for rows in gaps]
+    return torch.stack([row.median() if len(row) else row.new_zeros(()) for row in medians])
 
 
 def both_sides(

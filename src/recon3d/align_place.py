@@ -92,7 +92,8 @@ def place(
         )
         if not bool(astray.any()):
             return Placed(
-                members=members, rows=rows, pair_of_row=number[pair_of_row], samples=used,
+                members=members, rows=rows, samples=used,
+                pair_of_row=number.to(pair_of_row.device)[pair_of_row],
                 begin=begin, solution=solution, angle_rad=angle_rad,
             )  # fmt: skip
         for k in number[astray.cpu()].tolist():  # such a pair no longer holds a photo

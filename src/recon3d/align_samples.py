@@ -114,7 +114,7 @@ def mean_log_confidence(
     logs = confidence.float().clamp_min(1).log().nan_to_num(0, 0, 0)
     if mask is None:
         return float(logs.mean())
-    return float((logs * mask).sum() / mask.sum().clamp_min(1))
+    return float((logs * mask.to(logs.device)).sum() / mask.sum().clamp_min(1))
 
 
 def weighted_median(

@@ -359,7 +359,7 @@ def conjugate_gradients(
     slope = (residual * ahead).sum()
     enough = 1e-18 * slope
     for _ in range(limit):
-        if float(slope) <= float(enough):
+        if bool(slope <= enough):
             break
         image = times(direction)
         length = slope / (direction * image).sum().clamp_min(TINY * 1e-200)

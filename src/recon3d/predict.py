@@ -253,10 +253,8 @@ class _Runner:
         self, chunk: Sequence[int], *, views: Sequence[View]
     ) -> Float[Tensor, "batch token channel"]:
         images = torch.stack([views[index].image for index in chunk])
-        if self.overlaps:
-            images = images.pin_memory()
         with torch.inference_mode(), self._autocast():
-            images = images.to(self.device, torch.float32, non_blocking=self.overlaps)
+            images = self._sent(images, torch.float32)
             return self.model.encode(images).to(self.home, self.dtype)
 
     def _decode(
@@ -268,8 +266,8 @@ class _Runner:
         grid_j: Grid,
     ) -> "_Batch":
         with torch.inference_mode(), self._autocast():
-            tokens_i = torch.stack([tokens[i] for i, _ in chunk]).to(self.device, self.dtype)
-            tokens_j = torch.stack([tokens[j] for _, j in chunk]).to(self.device, self.dtype)
+            tokens_i = self._sent(torch.stack([tokens[i] for i, _ in chunk]), self.dtype)
+            tokens_j = self._sent(torch.stack([tokens[j] for _, j in chunk]), self.dtype)
             output = self.model.decode(tokens_i, tokens_j, grid_i, grid_j)
         # outside of inference mode, or the aligner could not differentiate with these tensors
         maps = {
@@ -289,6 +287,12 @@ class _Runner:
             finite=finite.to("cpu", non_blocking=self.overlaps),
             wait=_end_of_queue(self.device) if self.overlaps else _at_once,
         )
+
+    def _sent(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the values on the device; a GPU does not have to be idle for that."""
+        if self.overlaps and values.device.type == "cpu":
+            values = values.pin_memory()
+        return values.to(self.device, dtype, non_blocking=self.overlaps)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.dtype == torch.float32:
