@@ -8,13 +8,13 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
-    "errors progress exif cycles retrieval sky measure depth_warp",
+    "errors progress exif cycles retrieval sky measure depth_warp sweep_fill",
     "config console files catalogue torch_file image_header pairs colmap",
     "settings device download memory types model_config ground_truth pairs_extra",
     "geometry published cameras matches ply scene_file views synth.render synth.sensor baselines",
-    "heads match_file tracks features given_files masks scale checkpoint",
-    "photos given clean model losses sharpen align_samples synth.scene synth.textures metrics",
-    "croco throughput train_state weights predict align_focal fuse synth.folder",
+    "heads match_file tracks features given_files masks scale checkpoint sweep parallel",
+    "photos given clean model losses sharpen sweep_check align_samples synth.scene synth.textures metrics",
+    "croco dense throughput train_state weights predict align_focal fuse synth.folder",
     "two_step align_init bundle_solve croco_file workers scores",
     "align_solve align_polish adopt bundle_scene bundle_check bundle_doubt bundle_map score_table",
     "align_given align_refine align_dense bundle warm_start",

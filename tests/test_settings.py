@@ -57,6 +57,7 @@ def test_every_option_reaches_its_field():
         "--masks": "masks",
         "--scale-from": "0,1,2.5",
         "--refine": False,
+        "--dense": False,
         "--all-components": True,
         "--seed": 7,
         "--min-confidence": 1.5,

@@ -78,6 +78,14 @@ RefineOption = Annotated[
         show_default="if pycolmap is installed, up to 60 photos",
     ),
 ]
+DenseOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--dense/--no-dense",
+        help="Take depth from the photos where cameras are exact.",
+        show_default=default("--dense"),
+    ),
+]
 AllComponentsOption = Annotated[
     bool | None, _option("--all-components", "Reconstruct every group of photos: OUT, OUT-2, ...")
 ]

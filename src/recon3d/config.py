@@ -242,12 +242,26 @@ class RefineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+    """Dense stereo after a refinement.
+
+    Views get a long edge of `size` pixels and are compared with up to `neighbours` others each.
+    Below `min_share` confirmed pixels the depth of the network stays.
+    """
+
+    size: int = 320
+    neighbours: int = 4
+    min_share: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All stages of `recon3d run`.
 
     `cameras` is a file or COLMAP model of known cameras, `masks` a folder of masks, `scale_from`
     "I,J,METRES": the distance between two cameras. `refine` adds a bundle adjustment; None does so
-    where pycolmap is installed, for up to 60 photos. `all_components` reconstructs every group of
+    where pycolmap is installed, for up to 60 photos. `dense` takes depth from the photos where
+    cameras are exact (refined, or given and fixed). `all_components` reconstructs every group of
     photos, not the largest alone. `deterministic` gives the same bytes on every run on the same
     machine.
     """
@@ -258,6 +272,7 @@ class RunConfig:
     masks: str | None = None
     scale_from: str | None = None
     refine: bool | None = None
+    dense: bool = True
     all_components: bool = False
     deterministic: bool = False
     photos: PhotoConfig = field(default_factory=PhotoConfig)
@@ -265,6 +280,7 @@ class RunConfig:
     align: AlignConfig = field(default_factory=AlignConfig)
     matches: MatchConfig = field(default_factory=MatchConfig)
     bundle: RefineConfig = field(default_factory=RefineConfig)
+    stereo: DenseConfig = field(default_factory=DenseConfig)
     fuse: FuseConfig = field(default_factory=FuseConfig)
 
 

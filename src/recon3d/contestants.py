@@ -84,6 +84,9 @@ def _ours(
         views = [_view(photo, photo_config) for photo in photos]
         if method == OURS:
             figures |= _two_view(scene, views, pairs, config)[0]
+        if found is not None:
+            for k, n in enumerate(placed):
+                views[n] = found.views[k]  # dense stereo makes them larger
         surface = surface_figures(found, placed, photos, views, config.fuse) if found else None
         if surface is not None:
             figures |= {"depth": surface.depth, "cloud": surface.cloud}

@@ -1,6 +1,7 @@
 """The whole program: photographs -> views -> pairs -> predictions -> scene."""
 
 import contextlib
+import itertools
 import logging
 import os
 import time
@@ -13,6 +14,7 @@ import torch
 from recon3d.align import align_groups
 from recon3d.bundle_check import RefineReport
 from recon3d.config import RunConfig
+from recon3d.dense import dense_scene
 from recon3d.features import RgbOf
 from recon3d.given import read_cameras
 from recon3d.masks import read_masks
@@ -29,7 +31,7 @@ from recon3d.predict import (
     resolve_precision,
 )
 from recon3d.progress import Track, silent
-from recon3d.refinement import Material, is_refining, refined, refined_with_strays
+from recon3d.refinement import Material, exact_views, is_refining, refined, refined_with_strays
 from recon3d.retrieval import pooled_similarity
 from recon3d.scale import parse_scale_from, scale_scene
 from recon3d.two_step import predict_in_two_steps
@@ -64,7 +66,7 @@ def reconstruct(
         inputs: folders, files or patterns.
         config: all settings; None takes the defaults.
         track: told the stages "weights", "photos", "encode", "pairs" and "align", with a
-            refinement also "features", "matching" and "refine".
+            refinement also "features", "matching", "refine" and "dense".
 
     Returns:
         The placed views in the order of their names; `left_out` names every photograph that is
@@ -156,18 +158,23 @@ def reconstruct_groups(
             time.perf_counter() - started_s,
         )
         refinements: tuple[RefineReport, ...] = ()
+        material = Material(
+            views=views,
+            matches=matches,
+            cameras=cameras,
+            own=_predictor_of_one(model, encoded, config),
+            rgb_of=_photo_reader(inputs, config),
+        )
         if refining:
-            material = Material(
-                views=views,
-                matches=matches,
-                cameras=cameras,
-                own=_predictor_of_one(model, encoded, config),
-                rgb_of=_photo_reader(inputs, config),
-            )
             # with several groups a photo outside of one may belong to another
             refine = refined if config.all_components else refined_with_strays
             results = [refine(scene, material, config, track=track) for scene in scenes]
             scenes, refinements = zip(*results, strict=True)
+        if config.dense:
+            scenes = tuple(
+                _densified(scene, report, material, config, track)
+                for scene, report in itertools.zip_longest(scenes, refinements)
+            )
     if known_size is not None:
         names = [view.name for view in views]
         ends = {known_size.first, known_size.second}
@@ -228,6 +235,19 @@ def _views_that_fit(
     )
     config = replace(config, photos=photos, predict=predict)
     return views, unusable, config, len(planned.pairs) if planned.pairs != tuple(outline) else None
+
+
+def _densified(
+    scene: Scene, report: RefineReport | None, material: Material, config: RunConfig, track: Track
+) -> Scene:
+    """Return the scene with depth from the photos, where its cameras are exact."""
+    names = exact_views(scene, report, material, config)
+    if len(names) < 2:
+        return scene
+    calibrated = any(c is not None and c.intrinsics is not None for c in material.cameras)
+    return dense_scene(
+        scene, names, config.stereo, rgb_of=material.rgb_of, calibrated=calibrated, track=track
+    )[0]
 
 
 def _predictor_of_one(

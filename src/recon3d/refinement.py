@@ -46,6 +46,20 @@ def is_refining(config: RunConfig, n_views: int) -> bool:
     return n_views <= REFINED_BY_ITSELF
 
 
+def exact_views(
+    scene: Scene, report: RefineReport | None, material: Material, config: RunConfig
+) -> frozenset[str]:
+    """Return the names of the views with exact cameras: refined, or given in full and fixed."""
+    names = set(report.refined) if report is not None and report.improved else set()
+    if config.align.cameras_are is CamerasAre.FIXED:
+        names |= {
+            view.name
+            for view, camera in zip(material.views, material.cameras, strict=False)
+            if camera is not None and camera.cam2world is not None and camera.intrinsics is not None
+        }
+    return frozenset(view.name for view in scene.views if view.name in names)
+
+
 def refined(
     scene: Scene, material: Material, config: RunConfig, *, track: Track = silent
 ) -> tuple[Scene, RefineReport]:

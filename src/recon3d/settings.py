@@ -28,6 +28,7 @@ OPTIONS = {
     "--masks": "masks",
     "--scale-from": "scale_from",
     "--refine": "refine",
+    "--dense": "dense",
     "--all-components": "all_components",
     "--seed": "align.seed",
     "--min-confidence": "fuse.min_confidence",

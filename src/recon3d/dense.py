@@ -1,0 +1,211 @@
+"""Dense stereo after a refinement: exact cameras and the photos themselves give the depth.
+
+What the network says of depth becomes the expectation. Every view is swept against a few others
+(`sweep`), what they confirm is kept (`sweep_check`), and the scene returns with larger views.
+"""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
+
+from recon3d.config import DenseConfig
+from recon3d.features import RgbOf
+from recon3d.geometry import compose, invert_rigid, pixel_grid, project, transform_points, unproject
+from recon3d.parallel import are_parallel, inverse_depth_offset, moved_lens
+from recon3d.progress import Track, silent
+from recon3d.sweep import Shot, Swept, sweep
+from recon3d.sweep_check import believed, confirmations
+from recon3d.sweep_fill import fill, moved_expectation
+from recon3d.types import Photo, Scene, View
+from recon3d.views import make_view
+
+logger = logging.getLogger(__name__)
+
+_PATCH = 8
+"""Sides of dense views are multiples of it."""
+_SAMPLES = 400
+_LEAST_SHARE = 0.15
+"""Least share of a view's pixels that a neighbour must see."""
+_ANGLES_DEG = (1.0, 8.0, 40.0)
+"""Angle between the rays of two views below which a neighbour is worth nothing, the best one, and
+the one above which windows no longer look alike."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseReport:
+    """What became of the dense stereo; `share` of the pixels of `views` views are confirmed."""
+
+    used: bool
+    views: int
+    share: float
+
+
+def dense_scene(
+    scene: Scene,
+    names: Collection[str],
+    config: DenseConfig,
+    *,
+    rgb_of: RgbOf,
+    calibrated: bool = False,
+    track: Track = silent,
+) -> tuple[Scene, DenseReport]:
+    """Return the scene with larger views whose depth comes from the photos, where they tell it.
+
+    Confirmed pixels are more confident than all others, the more the better their windows agree.
+    The others keep their confidence, lowered where nothing around them is confirmed.
+
+    Args:
+        scene: depth and confidence as the network sees them.
+        names: views whose cameras are exact.
+        config: how large, how many neighbours, and when to give up.
+        rgb_of: reads the photo behind a view again.
+        calibrated: principal points are known, not assumed in the middle of the photos.
+        track: told the stage "dense".
+
+    Returns:
+        The same scene where fewer than `min_share` of the pixels are confirmed.
+    """
+    exact = [n for n, view in enumerate(scene.views) if view.name in names]
+    views = [_larger(view, config.size, rgb_of) for view in scene.views]
+    shots, trust = [], []
+    for n, view in enumerate(views):
+        shot, own_trust = _shot(scene, n, view)
+        shots.append(shot)
+        trust.append(own_trust)
+    near = {n: _neighbours(shots, n, exact, config.neighbours) for n in exact}
+    swept: dict[int, Swept] = {}
+    for n in exact:
+        if near[n]:
+            swept[n] = sweep(shots[n], [shots[k] for k in near[n]])
+        track("dense", len(swept), len(exact))
+    top = max(float(c.quantile(0.98)) for c in trust)
+    depth, confidence = [shot.depth for shot in shots], list(trust)
+    shares = []
+    counts = {n: confirmations(shots, swept, n, [k for k in near[n] if k in swept]) for n in swept}
+    good_of = {n: believed(swept[n], count, len(near[n])) for n, count in counts.items()}
+    if len(exact) == 2 and len(swept) == 2 and not calibrated:
+        shots, swept = _with_lens_offset(shots, swept, good_of)
+    for n, result in swept.items():
+        good, count = good_of[n], counts[n]
+        expected, known = moved_expectation(shots[n].depth, result.depth, good)
+        depth[n] = fill(expected, result.depth, good, shots[n].grey)
+        sure = top * (1 + result.score.clamp_min(0) * count / len(near[n]))
+        confidence[n] = torch.where(good, sure, 1 + (top - 1) * known)
+        shares.append(float(good.float().mean()))
+    share = sum(shares) / max(1, len(shares))
+    report = DenseReport(used=share >= config.min_share, views=len(shares), share=share)
+    logger.info(
+        "dense stereo: photos confirm the depth of %.0f %% of the pixels of %d views%s",
+        100 * share,
+        len(shares),
+        "" if report.used else "; too few, depth stays as it was",
+    )
+    if not report.used:
+        return scene, report
+    return replace(
+        scene,
+        views=tuple(views),
+        intrinsics=torch.stack([shot.intrinsics for shot in shots]).to(scene.intrinsics),
+        depth=tuple(depth),
+        confidence=tuple(confidence),
+    ), report
+
+
+def _with_lens_offset(
+    shots: Sequence[Shot], swept: Mapping[int, Swept], good: Mapping[int, Bool[Tensor, "_ _"]]
+) -> tuple[list[Shot], dict[int, Swept]]:
+    """Return both with what two parallel cameras cannot tell taken from the expected depth."""
+    shots, same = list(shots), dict(swept)
+    first, second = swept
+    if not are_parallel(shots[first].cam2world, shots[second].cam2world):
+        return shots, same
+    pairs = [(shots[n].depth[good[n]], swept[n].depth[good[n]]) for n in swept]
+    expected, found = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    if len(found) < _SAMPLES:
+        return shots, same
+    offset = inverse_depth_offset(expected, found)
+    if offset == 0 or float((1 / found + offset).amin()) <= 0:
+        return shots, same
+    logger.info("dense stereo: parallel photos, their lenses are taken to be off centre")
+    one, two = shots[first], shots[second]
+    lens = moved_lens(two.intrinsics, two.cam2world, one.cam2world, offset)
+    shots[second] = replace(two, intrinsics=lens)
+    moved = {
+        n: result._replace(depth=1 / (1 / result.depth + offset).clamp_min(1e-6))
+        for n, result in swept.items()
+    }
+    return shots, moved
+
+
+def _larger(view: View, size: int, rgb_of: RgbOf) -> View:
+    """Return the view at another size, from its photo."""
+    photo = Photo(
+        path=Path(view.name), name=view.name, sha256=view.sha256, rgb=rgb_of(view),
+        width=view.photo_width, height=view.photo_height, focal_px=view.focal_px,
+    )  # fmt: skip
+    return make_view(photo, max(size, *view.image.shape[1:]), _PATCH)
+
+
+def _shot(scene: Scene, n: int, view: View) -> tuple[Shot, Float[Tensor, "height width"]]:
+    """Return view n of the scene at the larger size, and its confidence there (1 is unknown)."""
+    old = scene.views[n]
+    to_old = old.photo2view.double() @ torch.linalg.inv(view.photo2view.double())
+    height, width = view.image.shape[1:]
+    grid = pixel_grid(height, width).double()
+    old_height, old_width = scene.depth[n].shape
+    place = (grid * to_old[[0, 1], [0, 1]] + to_old[:2, 2]) * 2
+    place = (place / torch.tensor([old_width, old_height]) - 1).float()[None]
+    depth, confidence = scene.depth[n].float(), scene.confidence[n].float()
+    known = depth > 0
+    typical = depth[known].median() if bool(known.any()) else torch.ones(())
+    fields = torch.stack(
+        (torch.where(known, depth, typical).log(), torch.where(known, confidence, 1.0).clamp_min(1))
+    )
+    log_depth, trust = F.grid_sample(
+        fields[None], place, mode="bilinear", padding_mode="border", align_corners=False
+    )[0]
+    intrinsics = torch.linalg.inv(to_old) @ scene.intrinsics[n].double()
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    shot = Shot(
+        grey=((view.image + 1) / 2 * weights).sum(0),
+        intrinsics=intrinsics.float(),
+        cam2world=scene.cam2world[n],
+        depth=log_depth.exp(),
+    )
+    return shot, trust
+
+
+def _neighbours(shots: Sequence[Shot], view: int, exact: Sequence[int], most: int) -> list[int]:
+    """Return the views that see most of what a view sees, from an angle that tells depth."""
+    shot = shots[view]
+    height, width = shot.grey.shape
+    step = max(1, int((height * width / _SAMPLES) ** 0.5))
+    points = unproject(shot.depth, shot.intrinsics)[::step, ::step].reshape(-1, 3)
+    world = transform_points(shot.cam2world, points)
+    found = []
+    for n in exact:
+        if n == view:
+            continue
+        other = shots[n]
+        moved = transform_points(
+            compose(invert_rigid(other.cam2world), shot.cam2world).to(points), points
+        )
+        pixel = project(moved, other.intrinsics)
+        size = torch.tensor([other.grey.shape[1], other.grey.shape[0]])
+        seen = (moved[:, 2] > 0) & ((pixel > 0) & (pixel < size)).all(-1)
+        share = float(seen.float().mean())
+        if share < _LEAST_SHARE:
+            continue
+        rays = [F.normalize(world - s.cam2world[:3, 3], dim=-1) for s in (shot, other)]
+        cosine = (rays[0] * rays[1]).sum(-1)[seen].clamp(-1, 1)
+        angle = float(torch.rad2deg(cosine.arccos()).median())
+        least, best, largest = _ANGLES_DEG
+        if least < angle < largest:
+            found.append((share * min(angle / best, 1.0, best / angle), n))
+    return [n for _, n in sorted(found, reverse=True)[:most]]
