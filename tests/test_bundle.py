@@ -100,7 +100,8 @@ def test_spoilt_cameras_become_better() -> None:
     assert report.refined == tuple(view.name for view in truth().views)
     assert report.error_after < 0.02 * report.error_before
     assert 0.1 * report.n_tracks < report.n_held_out < 0.3 * report.n_tracks
-    assert told[:3] == [("refine", n, 3) for n in (1, 2, 3)]
+    assert told[0][:2] == ("refine", 1)
+    assert told[-1][1] == told[-1][2]
     # the first camera and its depth set the world
     assert torch.equal(scene.cam2world[0], start.cam2world[0])
     assert torch.allclose(scene.depth[0], start.depth[0], rtol=1e-3)

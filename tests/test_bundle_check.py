@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from recon3d.bundle_check import RefineReport, held_out, is_sure, judged
+from recon3d.bundle_check import RefineReport, fitting, held_out, is_sure, judged
 from recon3d.bundle_solve import Problem, Rig
 from recon3d.config import RefineConfig
-from recon3d.tracks import Tracks
+from recon3d.tracks import Tracks, select_observations
 
 N_VIEWS, N_POINTS = 3, 200
 REPORT = RefineReport(improved=False, reason="", sharp_pairs=0, n_tracks=N_POINTS)
@@ -36,6 +36,8 @@ def problem() -> Problem:
     return Problem(
         unit=torch.ones(N_VIEWS, 2).double(),
         centre=torch.zeros(N_VIEWS, 2).double(),
+        likely_focal=torch.full((N_VIEWS,), 900.0).double(),
+        focal_spread=torch.ones(N_VIEWS).double(),
         constant_focal=none,
         constant_pose=none,
         config=RefineConfig(),
@@ -106,3 +108,21 @@ def test_the_share_kept_aside() -> None:
         assert abs(float(aside.double().mean()) - share) < 0.1
         assert torch.equal(aside, held_out(tracks, RefineConfig(held_out=share)))
     assert not torch.equal(aside, held_out(tracks, RefineConfig(held_out=share, seed=1)))
+
+
+def test_one_wrong_view_of_few_tracks_leaves_doubt() -> None:
+    """Nearly all tracks fit, since few see the third view; but none of those does."""
+    tracks = observed()
+    seen = (tracks.view != 2) | (tracks.track < N_POINTS // 10)
+    tracks = select_observations(tracks, seen)
+    turned = rig().cam2world.clone()
+    turned[2] = spoilt(0.1).cam2world[2]
+    report = judged(REPORT, problem(), spoilt(0.02), rig(cam2world=turned), tracks)
+    assert report.reason == ""
+    assert report.support > 0.85
+    assert report.weakest < 0.1
+    assert not is_sure(report)
+    fits = fitting(problem(), rig(cam2world=turned), tracks)
+    assert fits[tracks.view != 2].double().mean() > 0.85
+    assert is_sure(judged(REPORT, problem(), spoilt(0.02), rig(), tracks))
+    assert fitting(problem(), rig(), tracks).double().mean() > 0.99

@@ -20,6 +20,8 @@ def problem(*, fixed: tuple[int, ...] = (), config: RefineConfig | None = None) 
     return Problem(
         unit=torch.ones(N_VIEWS, 2).double(),
         centre=torch.zeros(N_VIEWS, 2).double(),
+        likely_focal=torch.full((N_VIEWS,), 900.0).double(),
+        focal_spread=torch.ones(N_VIEWS).double(),
         constant_focal=torch.zeros(N_VIEWS, dtype=torch.bool),
         constant_pose=torch.tensor([n in fixed for n in range(N_VIEWS)]),
         config=config or RefineConfig(),

@@ -160,3 +160,53 @@ def test_given_and_shared_focal_lengths() -> None:
     assert float(shared.focal[1]) == float(shared.focal[2]) in own.focal[1:].tolist()
     constant, _ = problem_of(scene, replace(CONFIG, refine_focal=False), ())
     assert constant.constant_focal.all()
+
+
+def seen_by(rig: Rig, noise: float) -> Tracks:
+    """Return 200 points about ten units away, seen by all, in thousandths."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(200, 3, generator=generator).double() * 4 + torch.tensor([-2.0, -2, 8])
+    in_cam = transform_points(invert_rigid(rig.cam2world), points)
+    image = rig.focal[:, None, None] * in_cam[..., :2] / in_cam[..., 2:]
+    image = image + noise * torch.randn(image.shape, generator=generator).double()
+    n_views = len(rig.focal)
+    return Tracks(
+        track=torch.arange(200).repeat_interleave(n_views),
+        view=torch.arange(n_views).repeat(200),
+        pixels=image.transpose(0, 1).flatten(0, 1),
+        n_tracks=200,
+    )
+
+
+def row_of_cameras(turns_rad: list[float]) -> tuple[Problem, Rig]:
+    """Return cameras side by side that share a focal length of 1000, likely 1300."""
+    n_views = len(turns_rad)
+    cam2world = torch.eye(4).double().repeat(n_views, 1, 1)
+    cam2world[:, 0, 3] = torch.arange(n_views)
+    axis = torch.tensor([0.0, 1.0, 0.0]).double()
+    cam2world[:, :3, :3] = so3_exp(torch.tensor(turns_rad)[:, None].double() * axis)
+    none = torch.zeros(n_views, dtype=torch.bool)
+    problem = Problem(
+        unit=torch.ones(n_views, 2).double(),
+        centre=torch.zeros(n_views, 2).double(),
+        likely_focal=torch.full((n_views,), 1300.0).double(),
+        focal_spread=torch.full((n_views,), 0.2).double(),
+        constant_focal=none,
+        constant_pose=none,
+        config=replace(CONFIG, shared_focal=True),
+    )
+    return problem, Rig(cam2world=cam2world, focal=torch.full((n_views,), 1000.0).double())
+
+
+def test_a_focal_length_that_nothing_holds_stays_near_the_likely_one() -> None:
+    """Two parallel cameras say nothing of it; three that turn say all, whatever is likely."""
+    pytest.importorskip("pycolmap", reason="needs the extra colmap")
+    for turns_rad, low, high in (([0.0, 0.0], 1100, 1500), ([0.1, -0.1, -0.3], 990, 1010)):
+        problem, rig = row_of_cameras(turns_rad)
+        tracks = seen_by(rig, noise=0.2)
+        adjusted = replace(rig, focal=problem.likely_focal)
+        for _ in range(3):
+            adjusted = adjust(problem, adjusted, tracks)
+        assert len(set(adjusted.focal.tolist())) == 1
+        assert low < float(adjusted.focal[0]) < high
+        assert float(fit_tracks(problem, adjusted, tracks).error.median()) < 0.4

@@ -6,18 +6,21 @@ whole photos, and must pass the same check. Depth maps are then scaled to the po
 """
 
 import logging
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from recon3d.bundle_check import RefineReport, held_out, is_sure, judged
+from recon3d.bundle_check import RefineReport, fitting, held_out, is_sure, judged
 from recon3d.bundle_doubt import camera_doubt
 from recon3d.bundle_map import map_cameras
 from recon3d.bundle_scene import rebuilt_scene
-from recon3d.bundle_solve import Problem, Rig, adjust, problem_of, require_pycolmap
+from recon3d.bundle_solve import Problem, Rig, adjust, fit_tracks, problem_of, require_pycolmap
 from recon3d.config import RefineConfig
 from recon3d.features import Features, RgbOf, gather_features, match_photos, on_epipolar_lines
 from recon3d.matches import Matches, select
@@ -28,7 +31,9 @@ from recon3d.types import Scene, View
 
 logger = logging.getLogger(__name__)
 
-_ROUNDS = 3  # each starts from better points and drops observations that do not fit
+_ROUNDS = 8  # at most; each starts from better points and drops observations that do not fit
+_FALLS = 0.95  # a round that leaves more of the median error is the last ...
+_EXACT = 0.01  # ... and so is one that leaves no more (thousandths)
 _MIN_SHARED = 12  # tracks between two views that hold one against the other
 _MIN_HELD = 0.5  # share of the views that tracks must hold
 _SAME_FOCAL = 1.01  # ratio of EXIF focal lengths of one lens
@@ -37,13 +42,22 @@ _PAYS = 0.8  # of the error of one focal length for all
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Attempt:
-    """Adjusted cameras, the tracks that hold them, those kept aside, and what these say."""
+    """Adjusted cameras, the tracks that hold them, those kept aside, and what these say.
+
+    Only `placed` views are seen by the tracks that are used, but all by those kept aside.
+    """
 
     rig: Rig
+    placed: Bool[Tensor, " view"]
     used: Tracks
     aside: Tracks
     report: RefineReport
     too_few: bool = False
+
+    @property
+    def held_out(self) -> Tracks:
+        """The tracks kept aside among the views that have a place."""
+        return select_observations(self.aside, self.placed[self.aside.view])
 
 
 def refine_scene(
@@ -57,10 +71,11 @@ def refine_scene(
 ) -> tuple[Scene, RefineReport]:
     """Return the scene with cameras and depth that fit the matches, if that is an improvement.
 
-    Three ways are tried until one leaves no doubt, and the best of those that pass the check is
-    taken: adjustment of the scene's cameras to image features near the matches; cameras placed
-    anew from features anywhere in the photos (from the matches, where there are no photos);
-    adjustment to the matches as they are, only where features say too little.
+    Several ways are tried until one leaves no doubt, and the best of those that pass the check is
+    taken: cameras placed anew from features anywhere in the photos, then from those near the
+    matches as well; adjustment of the scene's cameras to features near the matches; adjustment to
+    the matches as they are, only where features say too little. Without photos the scene's cameras
+    are adjusted first, then placed anew from the matches.
 
     Args:
         scene: the start; focal lengths that were given stay as they are.
@@ -165,7 +180,7 @@ def same_lens(views: Sequence[View]) -> bool:
 def _would_pay(problem: Problem, start: Rig, shared: _Attempt, track: Track) -> bool:
     """Say whether the shared solution becomes clearly better with focal lengths set free."""
     rig = _in_rounds(problem, shared.rig, shared.used, track)
-    return _pays(judged(shared.report, problem, start, rig, shared.aside), shared.report)
+    return _pays(judged(shared.report, problem, start, rig, shared.held_out), shared.report)
 
 
 def _pays(free: RefineReport, shared: RefineReport) -> bool:
@@ -180,15 +195,29 @@ def _best_attempt(
 ) -> _Attempt:
     """Return the first attempt that leaves no doubt, else the best."""
     from_features = evidence.from_features
-    best = near = _adjusted(problem, start, evidence.near, track, from_features=from_features)
-    holds_all = len(near.used.view.unique()) == len(scene.views)
-    done = bool(problem.constant_pose.all()) or (holds_all and is_sure(near.report))
-    if not done:
-        anew = _remapped(
-            scene, problem, start, evidence.anywhere, track, from_features=from_features
-        )
-        best = near if anew is None else _better(problem, near, anew)
-    if best.report.reason and from_features and near.too_few:
+
+    def near() -> _Attempt:
+        return _adjusted(problem, start, evidence.near, track, from_features=from_features)
+
+    def anew() -> _Attempt | None:
+        matches = evidence.anywhere
+        return _remapped(scene, problem, start, matches, track, from_features=from_features)
+
+    def anew_with_near() -> _Attempt | None:
+        matches = [*evidence.anywhere, *evidence.near]
+        return _remapped(scene, problem, start, matches, track, from_features=from_features)
+
+    # sharp matches of whole photos are enough for cameras without a start; coarse ones are not
+    ways = (anew, anew_with_near, near) if from_features else (near, anew)
+    best, last = None, None
+    for way in (near,) if problem.constant_pose.all() else ways:
+        last = way()
+        if last is not None:
+            best = last if best is None else _better(problem, best, last)
+            if bool(best.placed.all()) and is_sure(best.report):
+                break
+    assert best is not None  # `near` always says something
+    if best.report.reason and from_features and last is not None and last.too_few:
         best = _adjusted(problem, start, evidence.coarse, track, from_features=False)
     return best
 
@@ -198,11 +227,12 @@ def _adjusted(
 ) -> _Attempt:
     """Return the cameras adjusted from where they are, and what the check says of them."""
     used, aside, report = _tracks(problem, matches, from_features)
-    if report.reason:
-        return _Attempt(rig=start, used=used, aside=aside, report=report, too_few=True)
-    rig = _in_rounds(problem, start, used, track)
-    report = judged(report, problem, start, rig, aside)
-    return _Attempt(rig=rig, used=used, aside=aside, report=report)
+    placed = torch.zeros(len(problem.unit), dtype=torch.bool)
+    placed[used.view] = True
+    found = _Attempt(
+        rig=start, placed=placed, used=used, aside=aside, report=report, too_few=bool(report.reason)
+    )
+    return found if report.reason else _judged_in_rounds(problem, start, found, track)
 
 
 def _remapped(
@@ -227,19 +257,39 @@ def _remapped(
     )
     if mapped is None:
         return None
-    used, aside = (select_observations(some, mapped.placed[some.view]) for some in (used, aside))
-    rig = _in_rounds(problem, mapped.rig, used, track)
-    report = replace(report, remapped=True, n_tracks=used.n_tracks + aside.n_tracks)
-    report = judged(report, problem, start, rig, aside)
-    return _Attempt(rig=rig, used=used, aside=aside, report=report)
+    found = _Attempt(
+        rig=mapped.rig,
+        placed=mapped.placed,
+        used=select_observations(used, mapped.placed[used.view]),
+        aside=aside,
+        report=replace(report, remapped=True),
+    )
+    n_tracks = found.used.n_tracks + found.held_out.n_tracks
+    found = replace(found, report=replace(found.report, n_tracks=n_tracks))
+    return _judged_in_rounds(problem, start, found, track)
 
 
-def _better(problem: Problem, near: _Attempt, anew: _Attempt) -> _Attempt:
-    """Return the attempt that passed the check; of two that did, the new cameras if they win."""
-    if near.report.reason:
-        return near if anew.report.reason else anew
-    against = judged(anew.report, problem, near.rig, anew.rig, anew.aside)
-    return near if anew.report.reason or against.reason else anew
+def _judged_in_rounds(problem: Problem, start: Rig, found: _Attempt, track: Track) -> _Attempt:
+    """Return the attempt with its cameras adjusted, and what the check says of them."""
+    rig = _in_rounds(problem, found.rig, found.used, track)
+    report = judged(found.report, problem, start, rig, found.held_out)
+    return replace(found, rig=rig, report=report)
+
+
+def _better(problem: Problem, first: _Attempt, second: _Attempt) -> _Attempt:
+    """Return the attempt that passed the check; of two that did, the one that explains more.
+
+    The judges are tracks kept aside that owe nothing to the scene's cameras: how many of their
+    observations, in all views, fit.
+    """
+    if first.report.reason or second.report.reason:
+        return first if second.report.reason else second
+    judges = second.aside if second.report.remapped else first.aside
+    n_fitting = [
+        int(fitting(problem, one.rig, select_observations(judges, one.placed[judges.view])).sum())
+        for one in (first, second)
+    ]
+    return first if n_fitting[0] >= n_fitting[1] else second
 
 
 def _matches_anywhere(
@@ -263,9 +313,14 @@ def _matches_anywhere(
 
 
 def _in_rounds(problem: Problem, rig: Rig, tracks: Tracks, track: Track) -> Rig:
+    error = math.inf
     for n_done in range(1, _ROUNDS + 1):
-        rig = adjust(problem, rig, tracks)
         track("refine", n_done, _ROUNDS)
+        rig = adjust(problem, rig, tracks)
+        before, error = error, float(fit_tracks(problem, rig, tracks).error.median())
+        if error < _EXACT or not error < _FALLS * before:
+            break
+    track("refine", _ROUNDS, _ROUNDS)
     return rig
 
 

@@ -7,18 +7,15 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from recon3d.bundle_solve import UNIT, Problem, Rig, fit_tracks
+from recon3d.bundle_solve import FOCAL_RANGE, UNIT, Problem, Rig, fit_tracks
 from recon3d.config import RefineConfig
 from recon3d.tracks import Tracks
 
 _MIN_SUPPORT = 0.5  # share of the tracks kept aside that must fit the new cameras ...
 _FITS = 0.2  # ... with an error below this share of `max_error`: coarser ones cannot judge
-_SURE_SUPPORT = 0.8  # share that leaves no wish for a better start
+_SURE_SUPPORT = 0.8  # share that leaves no wish for a better start ...
+_SURE_OF_VIEW = 0.5  # ... where each view has this share of observations that fit
 _MAX_FOCAL_CHANGE = 2.0  # a larger factor means that the tracks do not hold the focal length
-_FOCAL_RANGE = (
-    0.3 * UNIT,
-    6.0 * UNIT,
-)  # where the start is not believed: 118 to 10 degrees
 _SIGMAS = 2.0  # standard errors by which the tracks kept aside must fit better
 
 
@@ -31,7 +28,8 @@ class RefineReport:
     `sharp_pairs` counts the pairs with matched image features, 0 where the network's matches were
     used as they were. Errors are those of the tracks that were kept aside: the mean distance from
     pixel to projected point, bounded by `RefineConfig.max_error`, relative to the long edge of the
-    photo; `support` is the share of them that fits well; nan where it did not come so far.
+    photo; `support` is the share of them that fits well, `weakest` that of the observations of the
+    view that fits worst; nan where it did not come so far.
     `refined` names the views that tracks hold. `depth_error` is the median relative difference
     between the depth maps, each scaled to the tracks, and the points of the tracks.
     """
@@ -46,6 +44,7 @@ class RefineReport:
     refined: tuple[str, ...] = ()
     remapped: bool = False
     support: float = math.nan
+    weakest: float = math.nan
     depth_error: float = math.nan
 
 
@@ -78,12 +77,29 @@ def judged(
         error_before=float(errors[0].mean()) / UNIT,
         error_after=float(errors[1].mean()) / UNIT,
         support=support,
+        weakest=_weakest(problem, after, aside),
     )
 
 
 def is_sure(report: RefineReport) -> bool:
     """Say whether the tracks kept aside fit so well that no other start need be tried."""
-    return report.support >= _SURE_SUPPORT
+    return report.support >= _SURE_SUPPORT and report.weakest >= _SURE_OF_VIEW
+
+
+def fitting(problem: Problem, rig: Rig, tracks: Tracks) -> Bool[Tensor, " observation"]:
+    """Return the observations that fit the cameras, of tracks in which two or more do."""
+    fits = fit_tracks(problem, rig, tracks).error < _FITS * problem.config.max_error * UNIT
+    count = torch.zeros(tracks.n_tracks, dtype=torch.int64).index_add_(0, tracks.track, fits.long())
+    return fits & (count >= 2)[tracks.track]
+
+
+def _weakest(problem: Problem, rig: Rig, tracks: Tracks) -> float:
+    """Return the least share, of all views that tracks see, of observations that fit."""
+    fits = fitting(problem, rig, tracks)
+    n_views = len(rig.focal)
+    seen = torch.bincount(tracks.view, minlength=n_views)
+    good = torch.bincount(tracks.view[fits], minlength=n_views)
+    return float((good / seen)[seen > 0].min()) if len(fits) else math.nan
 
 
 def _plausible(before: Rig, after: Rig, *, remapped: bool) -> bool:
@@ -91,7 +107,7 @@ def _plausible(before: Rig, after: Rig, *, remapped: bool) -> bool:
         return False
     same = after.focal == before.focal
     if remapped:
-        low, high = _FOCAL_RANGE
+        low, high = FOCAL_RANGE  # where the start is not believed
         return bool((same | ((after.focal > low) & (after.focal < high))).all())
     return float((after.focal / before.focal).log().abs().max()) < math.log(_MAX_FOCAL_CHANGE)
 

@@ -115,6 +115,10 @@ def _normal_matrix(
         ridge = 1e-9 * inner.diagonal(dim1=1, dim2=2).sum(-1) + 1e-30
         inner += ridge[:, None, None] * torch.eye(3, dtype=torch.float64)
         normal -= cross.flatten(0, 1).mT @ torch.linalg.solve(inner, cross).flatten(0, 1)
+    free = index[tracks.view.unique(), 6].unique()
+    for place in free[free < n_parameters].tolist():
+        known = problem.focal_spread[(index[:, 6] == place)].min()
+        normal[place, place] += 1 / known.square()  # of what `adjust` is told of focal lengths
     return normal[:-1, :-1], length
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from recon3d.bundle_solve import UNIT, Problem, Rig, require_pycolmap
+from recon3d.bundle_solve import FOCAL_RANGE, UNIT, Problem, Rig, require_pycolmap
 from recon3d.geometry import invert_rigid
 from recon3d.tracks import Tracks
 
@@ -29,6 +29,13 @@ _MIN_SHARE = 0.5  # of the views, that a model must hold
 _FULL_SHARE = 0.9  # ... that end the search
 _MAX_MODELS = 3  # starts from other pairs of views
 _MAX_TRIALS = 30  # pairs of views to start from; COLMAP tries 200, which on nonsense takes long
+# COLMAP's own limits are made for many photos; of few, each pair of views must be put to use: a car
+# that drives straight on, two eyes of a stereo camera, a view that only a narrow strip joins. The
+# check finds out what is wrong.
+_MIN_START = 30  # inliers of the first pair (COLMAP: 100) ...
+_MIN_START_DEG = 4.0  # ... and the angle of its rays (16)
+_MIN_PLACING = 15  # inliers of a view (30) ...
+_MIN_PLACING_SHARE = 0.15  # ... and their share (0.25)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -58,16 +65,20 @@ def map_cameras(
         tracks: without those kept aside for the check.
         pairs: of views that matched; tracks are not believed to join others.
         trusted_focal: whose focal length is given or in the photo's metadata. Of the others the
-            median is tried first, then the usual one.
+            median is tried first, then the usual one, then the median as if it were given.
     """
     pycolmap = require_pycolmap()
     n_views = len(start.focal)
     constant = trusted_focal | problem.constant_focal
-    guesses = [float(start.focal[~constant].median()), USUAL_FOCAL] if not constant.all() else [0.0]
+    own = float(start.focal[~constant].median()) if not constant.all() else 0.0
+    # the last for photos that tell nothing of the focal length: moved sideways, not turned
+    guesses = [(own, False), (USUAL_FOCAL, False), (own, True)][: 1 if constant.all() else 3]
     best = None
-    for guess in guesses:
+    for guess, believed in guesses:
         focal = torch.where(constant, start.focal, guess)
-        model = _largest_model(pycolmap, problem, focal, constant, tracks, pairs)
+        model = _largest_model(
+            pycolmap, problem, focal, constant, tracks, pairs, keep_focal=believed
+        )
         if model is not None and (best is None or model.num_reg_images() > best.num_reg_images()):
             best = model
         if best is not None and best.num_reg_images() >= _FULL_SHARE * n_views:
@@ -85,6 +96,8 @@ def _largest_model(
     trusted_focal: Bool[Tensor, " view"],
     tracks: Tracks,
     pairs: Collection[tuple[int, int]],
+    *,
+    keep_focal: bool,
 ) -> Any:
     """Return COLMAP's model of the most views, or None; image n + 1 is view n."""
     options = pycolmap.IncrementalPipelineOptions()
@@ -94,13 +107,20 @@ def _largest_model(
     # with few photos most points are seen by two alone; the check judges what comes of them
     options.triangulation.ignore_two_view_tracks = False
     options.init_num_trials = _MAX_TRIALS
+    options.mapper.init_min_num_inliers = _MIN_START
+    options.mapper.init_min_tri_angle = _MIN_START_DEG
+    options.mapper.init_max_forward_motion = 1.0
+    options.mapper.abs_pose_min_num_inliers = _MIN_PLACING
+    options.mapper.abs_pose_min_inlier_ratio = _MIN_PLACING_SHARE
+    options.min_focal_length_ratio, options.max_focal_length_ratio = (f / UNIT for f in FOCAL_RANGE)
     options.random_seed = problem.config.seed
     options.num_threads = 1  # the same on every run
-    options.ba_refine_focal_length = problem.config.refine_focal
+    options.ba_refine_focal_length = problem.config.refine_focal and not keep_focal
     options.ba_refine_extra_params = False
     with tempfile.TemporaryDirectory(prefix="recon3d-map-") as scratch:
         path = Path(scratch) / "database.db"
-        cameras = _write(pycolmap, path, problem, focal, trusted_focal, tracks, pairs)
+        trusted = trusted_focal | keep_focal
+        cameras = _write(pycolmap, path, problem, focal, trusted, tracks, pairs)
         options.constant_cameras = {
             camera
             for camera, fixed in zip(cameras, problem.constant_focal.tolist(), strict=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
@@ -27,8 +28,14 @@ UNIT = 1000.0
 """Long edge of every photo."""
 MIN_ANGLE = math.radians(1.0)
 """Of the rays of a track; below, the distance of its point is guesswork."""
+FOCAL_RANGE = (0.3 * UNIT, 6.0 * UNIT)
+"""What a lens can be: 118 to 10 degrees."""
 LOSS_SCALE = 1.0
 """Where Cauchy's loss bends, in thousandths: the noise of good features."""
+_SPREAD = {"exif": 0.05, "estimated": 0.2}
+"""Standard deviation of the logarithm of a focal length, by where it comes from."""
+_FINEST = 0.2  # thousandths; features are rarely more exact
+_N_REMINDERS = 16  # observations that share the word of a likely focal length: none is an outlier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -41,10 +48,16 @@ class Rig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Problem:
-    """What no adjustment changes: `unit` is thousandths per pixel of a view, x and y."""
+    """What no adjustment changes: `unit` is thousandths per pixel of a view, x and y.
+
+    `likely_focal` is where focal lengths (thousandths) stay that no track holds, `focal_spread` the
+    standard deviation of its logarithm.
+    """
 
     unit: Float64[Tensor, "view 2"]
     centre: Float64[Tensor, "view 2"]
+    likely_focal: Float64[Tensor, " view"]
+    focal_spread: Float64[Tensor, " view"]
     constant_focal: Bool[Tensor, " view"]
     constant_pose: Bool[Tensor, " view"]
     config: RefineConfig
@@ -97,6 +110,11 @@ def problem_of(scene: Scene, config: RefineConfig, fixed: Collection[int]) -> tu
     problem = Problem(
         unit=unit_x[:, None] * focal_px[:, :1] / focal_px,
         centre=intrinsics[:, :2, 2],
+        likely_focal=focal,
+        focal_spread=torch.tensor(
+            [_SPREAD.get(verdict.focal_source, 1.0) for verdict in scene.verdicts],
+            dtype=torch.float64,
+        ),
         constant_focal=given | (not config.refine_focal),
         constant_pose=torch.tensor([n in fixed for n in range(len(scene.views))]),
         config=config,
@@ -153,23 +171,55 @@ def adjust(problem: Problem, rig: Rig, tracks: Tracks) -> Rig:
     points = fit_tracks(problem, rig, tracks).points
     model = _model(pycolmap, problem, rig, tracks, points)
     setup = pycolmap.BundleAdjustmentConfig()
-    for number, image in model.images.items():
+    views = list(model.images.items())
+    for number, image in views:
         setup.add_image(number)
         if problem.constant_pose[number - 1]:
             setup.set_constant_rig_from_world_pose(image.frame_id)
         if problem.constant_focal[number - 1]:
             setup.set_constant_cam_intrinsics(image.camera_id)
     if not setup.num_constant_rig_from_world_poses():
-        setup.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+        setup.set_constant_rig_from_world_pose(views[0][1].frame_id)
+    _remind(pycolmap, model, setup, problem, noise=max(_FINEST, middle))
     options = _options(pycolmap, problem.config, max(LOSS_SCALE, middle))
     pycolmap.create_default_bundle_adjuster(options, setup, model).solve()
     cam2world, focal = rig.cam2world.clone(), rig.focal.clone()
-    for number, image in model.images.items():
+    for number, image in views:
         world2cam = torch.eye(4, dtype=torch.float64)
         world2cam[:3] = torch.from_numpy(image.cam_from_world().matrix())
         cam2world[number - 1] = invert_rigid(world2cam)
         focal[number - 1] = float(model.cameras[image.camera_id].params[0])
     return Rig(cam2world=cam2world, focal=focal)
+
+
+def _remind(
+    pycolmap: ModuleType, model: Any, setup: Any, problem: Problem, *, noise: float
+) -> None:
+    """Let an image that nothing moves see a point where it lies by each likely focal length.
+
+    The solver knows no other way to tell it what a focal length probably is. The point is so close
+    to the axis that an observation off by `noise` means a focal length off by `focal_spread`.
+    """
+    free = {
+        image.camera_id: number - 1
+        for number, image in reversed(list(model.images.items()))
+        if not problem.constant_focal[number - 1]
+    }
+    first = max(model.images) + 1
+    for number, (camera, n) in enumerate(free.items(), start=first):
+        slope = noise / float(problem.focal_spread[n] * problem.likely_focal[n] * _N_REMINDERS**0.5)
+        seen = np.zeros((_N_REMINDERS, 2))
+        seen[:, 0] = slope * float(problem.likely_focal[n])
+        model.add_image_with_trivial_frame(
+            pycolmap.Image(
+                name=f"focal {camera}", keypoints=seen, camera_id=camera, image_id=number
+            ),
+            pycolmap.Rigid3d(),
+        )
+        track = pycolmap.Track([pycolmap.TrackElement(number, k) for k in range(_N_REMINDERS)])
+        setup.add_constant_point(model.add_point3D(np.array([slope, 0.0, 1.0]), track))
+        setup.add_image(number)
+        setup.set_constant_rig_from_world_pose(model.images[number].frame_id)
 
 
 def _options(pycolmap: ModuleType, config: RefineConfig, loss_scale: float) -> Any:
