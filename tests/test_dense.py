@@ -78,6 +78,20 @@ def test_a_camera_that_is_not_exact_takes_no_part():
     assert float((found.depth[0] / shots[0].depth - 1).abs().median()) < 0.01
 
 
+def test_what_was_unknown_or_masked_stays_unknown():
+    scene, photos = rough_scene([shot(x) for x in PLACES])
+    depth, confidence = scene.depth[0].clone(), scene.confidence[0].clone()
+    depth[:10], confidence[:10] = 0, 0
+    scene = replace(
+        scene, depth=(depth, *scene.depth[1:]), confidence=(confidence, *scene.confidence[1:])
+    )
+    names = {view.name for view in scene.views}
+    found, _ = dense_scene(scene, names, CONFIG, rgb_of=lambda view: photos[view.name])
+    assert not bool(found.depth[0][:20].any())
+    assert not bool(found.confidence[0][:20].any())
+    assert bool((found.depth[0][20:] > 0).all())
+
+
 def test_photos_without_texture_leave_the_scene_as_it_is():
     scene, photos = rough_scene([shot(x) for x in PLACES], blank=True)
     names = {view.name for view in scene.views}

@@ -193,6 +193,8 @@ def test_depth_errors_by_hand() -> None:
     assert errors is not None
     assert errors.scale == pytest.approx(1.8)
     assert np.allclose(errors.relative, [0.1, 0.1, 0.4, 0.8])
+    # ratios 0.9, 0.9, 0.6, 1.8, their median 0.9
+    assert np.allclose(errors.spread, [0, 0, 1 / 3, 1])
     assert errors.abs_rel == pytest.approx(0.35)
     assert errors.delta_125 == 0.5  # 5.4 of 9 and 9 of 5 are both off by more than 1.25
 

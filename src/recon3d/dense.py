@@ -8,9 +8,10 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
@@ -57,8 +58,9 @@ def dense_scene(
 ) -> tuple[Scene, DenseReport]:
     """Return the scene with larger views whose depth comes from the photos, where they tell it.
 
-    Confirmed pixels are more confident than all others, the more the better their windows agree.
-    The others keep their confidence, lowered where nothing around them is confirmed.
+    Confirmed pixels are more confident than all others, and all the more the more of their
+    surroundings and the more neighbours are. For the others that tells as well, and how far the
+    sweep was from what they got.
 
     Args:
         scene: depth and confidence as the network sees them.
@@ -73,47 +75,51 @@ def dense_scene(
     """
     exact = [n for n, view in enumerate(scene.views) if view.name in names]
     views = [_larger(view, config.size, rgb_of) for view in scene.views]
-    shots, trust = [], []
-    for n, view in enumerate(views):
-        shot, own_trust = _shot(scene, n, view)
-        shots.append(shot)
-        trust.append(own_trust)
+    fields = [_resampled(scene, n, view) for n, view in enumerate(views)]
+    shots = [
+        Shot(
+            grey=_grey(view),
+            intrinsics=_intrinsics(scene, n, view),
+            cam2world=scene.cam2world[n],
+            depth=field.depth,
+        )
+        for n, (view, field) in enumerate(zip(views, fields, strict=True))
+    ]
     near = {n: _neighbours(shots, n, exact, config.neighbours) for n in exact}
     swept: dict[int, Swept] = {}
     for n in exact:
         if near[n]:
             swept[n] = sweep(shots[n], [shots[k] for k in near[n]])
         track("dense", len(swept), len(exact))
-    top = max(float(c.quantile(0.98)) for c in trust)
-    depth, confidence = [shot.depth for shot in shots], list(trust)
-    shares = []
     counts = {n: confirmations(shots, swept, n, [k for k in near[n] if k in swept]) for n in swept}
-    good_of = {n: believed(swept[n], count, len(near[n])) for n, count in counts.items()}
-    if len(exact) == 2 and len(swept) == 2 and not calibrated:
-        shots, swept = _with_lens_offset(shots, swept, good_of)
-    for n, result in swept.items():
-        good, count = good_of[n], counts[n]
-        expected, known = moved_expectation(shots[n].depth, result.depth, good)
-        depth[n] = fill(expected, result.depth, good, shots[n].grey)
-        sure = top * (1 + result.score.clamp_min(0) * count / len(near[n]))
-        confidence[n] = torch.where(good, sure, 1 + (top - 1) * known)
-        shares.append(float(good.float().mean()))
-    share = sum(shares) / max(1, len(shares))
-    report = DenseReport(used=share >= config.min_share, views=len(shares), share=share)
+    good = {n: believed(swept[n], count, len(near[n])) for n, count in counts.items()}
+    share = sum(float(g.float().mean()) for g in good.values()) / max(1, len(good))
+    report = DenseReport(used=share >= config.min_share, views=len(good), share=share)
     logger.info(
         "dense stereo: photos confirm the depth of %.0f %% of the pixels of %d views%s",
         100 * share,
-        len(shares),
+        len(good),
         "" if report.used else "; too few, depth stays as it was",
     )
     if not report.used:
         return scene, report
+    if len(exact) == 2 and len(swept) == 2 and not calibrated:
+        shots, swept = _with_lens_offset(shots, swept, good)
+    depth, confidence = [shot.depth for shot in shots], [field.confidence for field in fields]
+    top = max(float(trust.quantile(0.98)) for trust in confidence)
+    for n, result in swept.items():
+        expected, known = moved_expectation(shots[n].depth, result.depth, good[n])
+        depth[n] = fill(expected, result.depth, good[n], shots[n].grey)
+        sure = top * (1 + known + 0.1 * counts[n])
+        doubt = (depth[n] / result.depth).log().abs()
+        confidence[n] = torch.where(good[n], sure, 1 + (top - 1) * known * (-doubt).exp())
+    usable = [field.known for field in fields]
     return replace(
         scene,
         views=tuple(views),
         intrinsics=torch.stack([shot.intrinsics for shot in shots]).to(scene.intrinsics),
-        depth=tuple(depth),
-        confidence=tuple(confidence),
+        depth=tuple(torch.where(k, d, 0.0) for k, d in zip(usable, depth, strict=True)),
+        confidence=tuple(torch.where(k, c, 0.0) for k, c in zip(usable, confidence, strict=True)),
     ), report
 
 
@@ -152,33 +158,48 @@ def _larger(view: View, size: int, rgb_of: RgbOf) -> View:
     return make_view(photo, max(size, *view.image.shape[1:]), _PATCH)
 
 
-def _shot(scene: Scene, n: int, view: View) -> tuple[Shot, Float[Tensor, "height width"]]:
-    """Return view n of the scene at the larger size, and its confidence there (1 is unknown)."""
-    old = scene.views[n]
-    to_old = old.photo2view.double() @ torch.linalg.inv(view.photo2view.double())
-    height, width = view.image.shape[1:]
-    grid = pixel_grid(height, width).double()
-    old_height, old_width = scene.depth[n].shape
+def _grey(view: View) -> Float[Tensor, "height width"]:
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    return ((view.image + 1) / 2 * weights).sum(0)
+
+
+def _view2old(scene: Scene, n: int, view: View) -> Float64[Tensor, "3 3"]:
+    """Return what takes pixels of the larger view to those of view n of the scene."""
+    return scene.views[n].photo2view.double() @ torch.linalg.inv(view.photo2view.double())
+
+
+def _intrinsics(scene: Scene, n: int, view: View) -> Float[Tensor, "3 3"]:
+    return (torch.linalg.inv(_view2old(scene, n, view)) @ scene.intrinsics[n].double()).float()
+
+
+class _Fields(NamedTuple):
+    """Depth, filled in where unknown; confidence, at least 1; and where depth is known."""
+
+    depth: Float[Tensor, "height width"]
+    confidence: Float[Tensor, "height width"]
+    known: Bool[Tensor, "height width"]
+
+
+def _resampled(scene: Scene, n: int, view: View) -> _Fields:
+    """Return what the scene says of view n, at the pixels of the larger view."""
+    to_old = _view2old(scene, n, view)
+    depth, confidence = scene.depth[n].float(), scene.confidence[n].float()
+    old_height, old_width = depth.shape
+    grid = pixel_grid(*view.image.shape[1:]).double()
     place = (grid * to_old[[0, 1], [0, 1]] + to_old[:2, 2]) * 2
     place = (place / torch.tensor([old_width, old_height]) - 1).float()[None]
-    depth, confidence = scene.depth[n].float(), scene.confidence[n].float()
     known = depth > 0
     typical = depth[known].median() if bool(known.any()) else torch.ones(())
-    fields = torch.stack(
-        (torch.where(known, depth, typical).log(), torch.where(known, confidence, 1.0).clamp_min(1))
-    )
-    log_depth, trust = F.grid_sample(
-        fields[None], place, mode="bilinear", padding_mode="border", align_corners=False
+    log_depth = torch.where(known, depth, typical).log()
+    trust = torch.where(known, confidence, 1.0).clamp_min(1)
+    log_depth, trust, share = F.grid_sample(
+        torch.stack((log_depth, trust, known.float()))[None],
+        place,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
     )[0]
-    intrinsics = torch.linalg.inv(to_old) @ scene.intrinsics[n].double()
-    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-    shot = Shot(
-        grey=((view.image + 1) / 2 * weights).sum(0),
-        intrinsics=intrinsics.float(),
-        cam2world=scene.cam2world[n],
-        depth=log_depth.exp(),
-    )
-    return shot, trust
+    return _Fields(log_depth.exp(), trust, share > 0.5)
 
 
 def _neighbours(shots: Sequence[Shot], view: int, exact: Sequence[int], most: int) -> list[int]:

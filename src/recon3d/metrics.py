@@ -185,6 +185,8 @@ class DepthErrors(NamedTuple):
     scale: float
     relative: Float64[np.ndarray, " pixel"]
     """Per compared pixel, in row order."""
+    spread: Float64[np.ndarray, " pixel"]
+    """The same after the scale that makes the median of estimated / true 1."""
 
 
 def depth_errors(
@@ -207,7 +209,8 @@ def depth_errors(
     ratio = scale * estimated / true
     relative = np.abs(ratio - 1)
     within = np.maximum(ratio, 1 / ratio) < 1.25
-    return DepthErrors(float(relative.mean()), float(within.mean()), scale, relative)
+    spread = np.abs(ratio / np.median(ratio) - 1)
+    return DepthErrors(float(relative.mean()), float(within.mean()), scale, relative, spread)
 
 
 class CloudErrors(NamedTuple):
