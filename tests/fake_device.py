@@ -57,9 +57,7 @@ class DeviceGenerator(torch.Generator):
         generator.place = torch.device(device)
         return generator
 
-    @property
-    def device(self) -> torch.device:
-        return self.place
+    device = property(lambda self: self.place)
 
 
 class FakeDevice(TorchFunctionMode):
@@ -91,10 +89,12 @@ class FakeDevice(TorchFunctionMode):
                 on_device = torch.device(kwargs["device"]).type == DEVICE.type
                 kwargs["device"] = "cpu"
                 if on_device and name in ("tensor", "as_tensor"):
-                    _note(self.uploads)
+                    self.uploads[_caller()] += 1
                     given = []  # as_tensor may return its argument
                     args = (args[0].clone() if isinstance(args[0], Tensor) else args[0],)
-            _check_generator(kwargs.get("generator"), on_device, name)
+            generator = kwargs.get("generator")
+            if generator is not None and generator.device.type != ("cpu", "cuda")[on_device]:
+                raise RuntimeError(f"found a device type for generator of {generator.device.type}")
             if name in _BOTH_MAY or (name.endswith("_") and not name.endswith("__")):
                 on_device = _is_there(given[0])
             result = func(*args, **kwargs)
@@ -111,13 +111,10 @@ class FakeDevice(TorchFunctionMode):
             index = list(_tensors(args[1]))
             wrong = [k for k in index if _is_there(k) and k.ndim]
             if wrong and not _is_there(args[0]):
-                raise RuntimeError(
-                    "indices should be either on cpu or on the same device as the indexed tensor"
-                )
+                raise RuntimeError("indices should be on the same device as the indexed tensor")
             value = next(_tensors(args[2:]), args[0])
-            if _is_there(value) == _is_there(args[0]) or not value.ndim:
-                return
-            if not any(k.ndim for k in index):  # a copy into a slice
+            slices = not any(k.ndim for k in index)  # into which one may copy
+            if _is_there(value) == _is_there(args[0]) or not value.ndim or slices:
                 return
         plain = name.strip("_")
         binary = {plain, plain.removeprefix("r"), plain.removeprefix("i")} & _SCALAR_MAY
@@ -136,9 +133,9 @@ class FakeDevice(TorchFunctionMode):
         filled = name == "__setitem__" and not isinstance(args[2], Tensor)
         repeats = name == "repeat_interleave" and isinstance((*args, None)[1], Tensor)
         if name in _WAITS or (masks and not filled) or any(not k.ndim for k in there) or repeats:
-            _note(self.waits)
+            self.waits[_caller()] += 1
         if any(isinstance(k, list) or type(k) is Tensor for k in parts):
-            _note(self.uploads)
+            self.uploads[_caller()] += 1
 
     def _to(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Move or convert; across devices it is always a copy."""
@@ -157,7 +154,7 @@ class FakeDevice(TorchFunctionMode):
             return _placed(moved, there, [tensor])
         copy = moved.clone()
         if not kwargs.get("non_blocking"):
-            _note(self.uploads if there else self.waits)
+            (self.uploads if there else self.waits)[_caller()] += 1
         elif not there:
             self._under_way.append((copy, moved))
             copy = copy.zero_()
@@ -180,7 +177,7 @@ class FakeDevice(TorchFunctionMode):
     def _numpy(self, tensor: Tensor, *, force: bool = False) -> Any:
         if _is_there(tensor):
             self._check("numpy" if not force else "", (tensor,), [])
-            _note(self.waits)
+            self.waits[_caller()] += 1
         return Tensor.numpy(tensor, force=force)
 
 
@@ -244,23 +241,9 @@ def _placed(result: Any, there: bool, given: list[Tensor]) -> Any:
     return result
 
 
-def _check_generator(generator: Any, on_device: bool, name: str) -> None:
-    kind = DEVICE.type if on_device else "cpu"
-    if generator is not None and generator.device.type != kind:
-        raise RuntimeError(
-            f"Expected a {kind!r} device type for generator but found {generator.device.type!r}"
-        )
-
-
-def _note(counter: Counter[str]) -> None:
-    counter[_caller()] += 1
-
-
 def _caller() -> str:
     """Return the line of recon3d, or of the test, that called torch."""
     frame = sys._getframe(1)
-    while frame.f_back and not (
-        "recon3d" in (path := frame.f_code.co_filename) and "/src/" in path
-    ):
+    while frame.f_back and "/src/recon3d/" not in frame.f_code.co_filename:
         frame = frame.f_back
     return f"{frame.f_code.co_filename.rpartition('/')[2].removesuffix('.py')}:{frame.f_lineno}"

@@ -29,7 +29,7 @@ from recon3d import (
 )
 from recon3d.align import align_groups
 from recon3d.clean import lower_conflicts
-from recon3d.config import AlignConfig, CamerasAre, MatchConfig, ModelConfig, Precision
+from recon3d.config import AlignConfig, CamerasAre, HeadType, MatchConfig, ModelConfig, Precision
 from recon3d.errors import DisconnectedError
 from recon3d.geometry import so3_exp
 from recon3d.model import TwoViewModel
@@ -43,6 +43,10 @@ from recon3d.weights import save
 NANO = ModelConfig(
     name="nano", enc_dim=32, enc_depth=1, enc_heads=2, dec_dim=32, dec_depth=2, dec_heads=2
 )
+MATCHING = dataclasses.replace(
+    NANO, head=HeadType.CATMLP_DPT, descriptor_dim=4, dpt_layer_dims=(4, 4, 4, 4),
+    dpt_feature_dim=8, dpt_last_dim=4,
+)  # fmt: skip
 LOOP: dict[str, Any] = dict(
     preset="nano", minutes=1e6, pairs=12, n_procedural_textures=4, probe_batches=1, probe_size=32,
     precision=Precision.FP32, compile=False, scenes_per_step=2, views_per_scene=2,
@@ -282,19 +286,21 @@ def views_of(*sizes: tuple[int, int]) -> tuple[View, ...]:
 PAIRS = [(0, 1), (0, 2), (1, 2), (2, 3)]
 
 
-def predicted(place: str, precision: Precision, **changes: Any) -> list[PairPrediction]:
+def predicted(
+    place: str, precision: Precision, sizes: ModelConfig = NANO, **changes: Any
+) -> list[PairPrediction]:
     torch.manual_seed(0)
     settings = config.PredictConfig(device=place, precision=precision, batch_size=2, **changes)
-    model, views = TwoViewModel(NANO), views_of((32, 48), (48, 32), (32, 48), (32, 48))
+    model, views = TwoViewModel(sizes), views_of((32, 48), (48, 32), (32, 48), (32, 48))
     return list(predict_encoded(model, encode_views(model, views, settings), PAIRS, settings))
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
-@pytest.mark.parametrize("on_host", [False, True])
-def test_prediction(precision: Precision, on_host: bool):
-    expected = predicted("cpu", precision)
+@pytest.mark.parametrize(("on_host", "sizes"), [(False, NANO), (True, NANO), (False, MATCHING)])
+def test_prediction(precision: Precision, on_host: bool, sizes: ModelConfig):
+    expected = predicted("cpu", precision, sizes)
     with fake_device() as cuda:
-        found = predicted("cuda", precision, tokens_on_host=on_host)
+        found = predicted("cuda", precision, sizes, tokens_on_host=on_host)
     for ours, theirs in zip(found, expected, strict=True):
         assert_same(ours, theirs)
     # results come back by asynchronous copies, waited for by an event per batch

@@ -290,7 +290,7 @@ class _Runner:
 
     def _sent(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the values on the device; a GPU does not have to be idle for that."""
-        if self.overlaps and values.device.type == "cpu":
+        if self.overlaps and values.device.type != self.device.type:
             values = values.pin_memory()
         return values.to(self.device, dtype, non_blocking=self.overlaps)
 
