@@ -11,10 +11,12 @@ from exact_scene import blank_view
 from recon3d.config import RefineConfig
 from recon3d.features import (
     Features,
+    find_features,
     gather_features,
     match_photos,
     most_similar,
     on_epipolar_lines,
+    promising_pairs,
 )
 from recon3d.matches import Matches
 from recon3d.types import View
@@ -64,6 +66,35 @@ def test_features_are_found_once() -> None:
     assert read == ["1.png", "0.png", "2.png"]
     assert told == [("features", 1, 2), ("features", 2, 2)]
     assert sorted(known) == [0, 1, 2]
+
+
+def test_features_come_the_largest_first() -> None:
+    """Blobs of three sizes, in the order of their sizes wherever they are."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    picture = np.full((HEIGHT, WIDTH), 100.0)
+    for x, y, sigma in ((60, 60, 4), (240, 60, 16), (160, 180, 8)):
+        picture += 100 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * sigma**2))
+    rgb = np.repeat(picture.astype(np.uint8)[..., None], 3, axis=2)
+    pixels = find_features(VIEWS[0], lambda _: rgb, RefineConfig()).pixels
+    seen = [
+        int((2 * pixels - torch.tensor(place)).norm(dim=-1).lt(5).nonzero()[0])
+        for place in ((240.0, 60.0), (160.0, 180.0), (60.0, 60.0))
+    ]
+    assert seen == sorted(seen)
+
+
+def test_of_many_photos_each_is_compared_with_those_that_look_alike() -> None:
+    known = found() | {3: found()[0], 4: found()[2]}
+    pairs = list(combinations(range(5), 2))
+    assert promising_pairs(pairs, known, RefineConfig(max_partners=4)) == pairs
+    # 0, 1 and 3 show one thing, 2 and 4 another
+    best = promising_pairs(pairs, known, RefineConfig(max_partners=1))
+    assert {frozenset(pair) for pair in best} == {
+        frozenset(pair) for pair in ((0, 3), (0, 1), (2, 4))
+    }
+    some = promising_pairs(pairs, known, RefineConfig(max_partners=2))
+    assert set(best) | {(1, 3)} <= set(some)
+    assert some == [pair for pair in pairs if pair in some]
 
 
 def test_photos_are_matched_wherever_their_features_lie() -> None:

@@ -22,7 +22,14 @@ from recon3d.bundle_map import map_cameras
 from recon3d.bundle_scene import rebuilt_scene
 from recon3d.bundle_solve import Problem, Rig, adjust, fit_tracks, problem_of, require_pycolmap
 from recon3d.config import RefineConfig
-from recon3d.features import Features, RgbOf, gather_features, match_photos, on_epipolar_lines
+from recon3d.features import (
+    Features,
+    RgbOf,
+    gather_features,
+    match_photos,
+    on_epipolar_lines,
+    promising_pairs,
+)
 from recon3d.matches import Matches, select
 from recon3d.progress import Track, silent
 from recon3d.sharpen import sharpen_matches
@@ -309,6 +316,7 @@ def _matches_anywhere(
     pairs = list(combinations(range(n_views), 2))
     if n_views > config.max_all_pairs:
         pairs = sorted((min(one.i, one.j), max(one.i, one.j)) for one in matches)
+    pairs = promising_pairs(pairs, known, config)
     return match_photos(pairs, scene.views, known, config, track=track)
 
 

@@ -219,8 +219,9 @@ class RefineConfig:
     point, relative to the long edge. `held_out` is the share of the tracks kept for the check
     that the cameras became better. All pairs together give at most `max_tracks` tracks; where image
     features find too little, a pair gives at most `max_coarse` matches as they are. Where the
-    alignment is no start, features are matched in the whole photos: of all pairs up to
-    `max_all_pairs` photos, beyond that of those that the network saw. `shared_focal` None takes one
+    alignment is no start, features are matched in the whole photos: each with the `max_partners`
+    that its largest features fit best, of all pairs up to `max_all_pairs` photos, beyond that of
+    those that the network saw. `shared_focal` None takes one
     focal length where photos are of equal size and EXIF does not speak against it, unless focal
     lengths of their own fit much better.
     """
@@ -234,6 +235,7 @@ class RefineConfig:
     min_tracks: int = 40
     max_tracks: int = 20_000
     max_coarse: int = 200
+    max_partners: int = 10
     max_all_pairs: int = 60
     max_iterations: int = 50
     shared_focal: bool | None = None

@@ -1,7 +1,7 @@
 """Image features of photos, and which features of two photos show the same point.
 
 Source: Lowe, IJCV 2004 (features, ratio test); Arandjelovic and Zisserman, CVPR 2012 (RootSIFT);
-Barath et al., CVPR 2020 (MAGSAC++).
+Barath et al., CVPR 2020 (MAGSAC++); Wu, 3DV 2013 (the largest features tell which photos match).
 """
 
 import logging
@@ -33,11 +33,15 @@ _MIN_INLIER_SHARE = 0.3  # ... and never this share of the features
 _EPIPOLAR_ERROR = 1 / 500  # of the long edge of the photo
 _SEED = 0
 _ROWS = 1024  # features compared at a time
+_N_LARGEST = 500  # features that say which photos are worth comparing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Features:
-    """Image features of one view; pixels are those of `View.image`, descriptors 0 to 255."""
+    """Image features of one view, the largest first.
+
+    Pixels are those of `View.image`, descriptors 0 to 255.
+    """
 
     pixels: Float[Tensor, "feature 2"]
     descriptors: UInt8[Tensor, "feature 128"]
@@ -71,8 +75,10 @@ def find_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> Features:
     found, descriptors = sift.detectAndCompute(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), None)
     if not found:
         return Features(pixels=torch.zeros(0, 2), descriptors=torch.zeros(0, 128).byte())
+    largest = np.argsort([-feature.size for feature in found], kind="stable")
+    descriptors = descriptors[largest]
     # OpenCV puts the centre of the top-left pixel at (0, 0)
-    pixels = np.array([feature.pt for feature in found]) + 0.5
+    pixels = np.array([found[k].pt for k in largest]) + 0.5
     pixels = pixels @ rgb2view[:2, :2].T + rgb2view[:2, 2]
     inside = (pixels >= 0).all(1) & (pixels < np.array(view.image.shape[:0:-1])).all(1)
     return Features(
@@ -95,6 +101,27 @@ def gather_features(
     for done, n in enumerate(missing, start=1):
         known[n] = find_features(views[n], rgb_of, config)
         track("features", done, len(missing))
+
+
+def promising_pairs(
+    pairs: Sequence[tuple[int, int]], features: dict[int, Features], config: RefineConfig
+) -> list[tuple[int, int]]:
+    """Return, in their order, the pairs among the best `max_partners` of one of their views.
+
+    Best are those of which the most of the largest features match.
+    """
+    partners: dict[int, list[tuple[int, int]]] = {}
+    for pair in pairs:
+        for n in pair:
+            partners.setdefault(n, []).append(pair)
+    if all(len(own) <= config.max_partners for own in partners.values()):
+        return list(pairs)
+    root = {n: root_sift(features[n].descriptors[:_N_LARGEST]) for n in partners}
+    n_matches = {(i, j): len(most_similar(root[i], root[j], config.max_ratio)[0]) for i, j in pairs}
+    kept: set[tuple[int, int]] = set()
+    for own in partners.values():
+        kept.update(sorted(own, key=lambda pair: -n_matches[pair])[: config.max_partners])
+    return [pair for pair in pairs if pair in kept]
 
 
 def match_photos(
