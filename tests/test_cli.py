@@ -91,7 +91,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[RunConfig]]:
                 raise result
             scenes = result if isinstance(result, tuple) else (result,)
             views = tuple(view for scene in scenes for view in scene.views)
-            return Reconstruction(scenes=scenes, refinements=(), views=views, matches=())
+            return Reconstruction(
+                scenes=scenes, refinements=(), dense=(None,) * len(scenes), views=views, matches=()
+            )
 
         monkeypatch.setattr("recon3d.pipeline.reconstruct_groups", reconstruct_groups)
         return configs
@@ -408,6 +410,7 @@ def test_json_is_one_versioned_object_on_stdout(
         "units": "arbitrary",
         "outputs": [str(folder / "a.ply")],
         "refinement": None,
+        "dense": None,
         "more_scenes": [],
         "matches": None,
         "device": "cpu",
@@ -537,6 +540,7 @@ def test_synth_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         "height": 240,
         "seed": 0,
         "overwrite": False,
+        "textures": None,
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from recon3d.align import align_groups
 from recon3d.bundle_check import RefineReport
 from recon3d.config import RunConfig
-from recon3d.dense import dense_scene
+from recon3d.dense import DenseReport, dense_scene
 from recon3d.features import RgbOf
 from recon3d.given import read_cameras
 from recon3d.masks import read_masks
@@ -49,10 +49,12 @@ class Reconstruction:
     """Scenes, largest first; all readable `views`; matches between them if they were asked for.
 
     `refinements` says what became of the bundle adjustment of each scene; empty without one.
+    `dense` says how much of the depth of each scene its photos confirm; None without exact cameras.
     """
 
     scenes: tuple[Scene, ...]
     refinements: tuple[RefineReport, ...]
+    dense: tuple[DenseReport | None, ...]
     views: tuple[View, ...]
     matches: tuple[Matches, ...]
 
@@ -170,11 +172,13 @@ def reconstruct_groups(
             refine = refined if config.all_components else refined_with_strays
             results = [refine(scene, material, config, track=track) for scene in scenes]
             scenes, refinements = zip(*results, strict=True)
-        if config.dense:
-            scenes = tuple(
+        scenes, dense = zip(
+            *(
                 _densified(scene, report, material, config, track)
                 for scene, report in itertools.zip_longest(scenes, refinements)
-            )
+            ),
+            strict=True,
+        )
     if known_size is not None:
         names = [view.name for view in views]
         ends = {known_size.first, known_size.second}
@@ -187,6 +191,7 @@ def reconstruct_groups(
     return Reconstruction(
         scenes=_with_left_out(scenes, unusable),
         refinements=refinements,
+        dense=dense,
         views=views,
         matches=tuple(matches),
     )
@@ -239,15 +244,15 @@ def _views_that_fit(
 
 def _densified(
     scene: Scene, report: RefineReport | None, material: Material, config: RunConfig, track: Track
-) -> Scene:
+) -> tuple[Scene, DenseReport | None]:
     """Return the scene with depth from the photos, where its cameras are exact."""
     names = exact_views(scene, report, material, config)
-    if len(names) < 2:
-        return scene
+    if not config.dense or len(names) < 2:
+        return scene, None
     calibrated = any(c is not None and c.intrinsics is not None for c in material.cameras)
     return dense_scene(
         scene, names, config.stereo, rgb_of=material.rgb_of, calibrated=calibrated, track=track
-    )[0]
+    )
 
 
 def _predictor_of_one(

@@ -8,6 +8,7 @@ from recon3d.bundle_check import RefineReport
 from recon3d.cameras import photo_intrinsics
 from recon3d.config import PredictConfig
 from recon3d.console import Console
+from recon3d.dense import DenseReport
 from recon3d.pipeline import Reconstruction
 from recon3d.predict import resolve_device, resolve_precision
 from recon3d.types import PointCloud, Scene
@@ -16,11 +17,15 @@ FORMAT = "recon3d-run"
 VERSION = 1
 
 
-def sentence(scenes: Sequence[Scene], refinements: Sequence[RefineReport] = ()) -> str:
+def sentence(
+    scenes: Sequence[Scene],
+    refinements: Sequence[RefineReport] = (),
+    dense: Sequence[DenseReport | None] = (),
+) -> str:
     """Return "3 of 5 photos placed; 2 left out: a.jpg (why), b.jpg (why)".
 
     With several scenes their sizes are named, pairs that contradict the rest are counted, and it is
-    said whether cameras were refined.
+    said whether cameras were refined and how much of the depth the photos confirm.
     """
     left_out = scenes[0].left_out
     n_placed = sum(len(scene.views) for scene in scenes)
@@ -32,6 +37,11 @@ def sentence(scenes: Sequence[Scene], refinements: Sequence[RefineReport] = ()) 
     if refinements:
         what = "cameras" if n_refined == len(scenes) else f"cameras of {n_refined} groups"
         text += f"; {what} refined" if n_refined else "; cameras as estimated, not refined"
+    used = [report for report in dense if report is not None and report.used]
+    if used:
+        n_views = sum(report.views for report in used)
+        share = sum(report.share * report.views for report in used) / n_views
+        text += f"; {100 * share:.0f} % of the depth confirmed"
     doubtful = sum("contradict" in edge.reason for scene in scenes for edge in scene.edges)
     if doubtful:
         text += f"; {doubtful} pairs contradict the others and were not used"
@@ -51,17 +61,20 @@ def document(
 ) -> dict[str, Any]:
     """Return the versioned object of `recon3d run --json`.
 
-    `placed`, `points`, `units`, `outputs` and `refinement` (null without one) are of the largest
-    scene, `more_scenes` has those of the others. `focal_px` is in pixels of the upright original
-    photo. `stages` gives the steps done and the seconds taken by each stage in the order they ran;
-    "pairs" counts ordered pairs.
+    `placed`, `points`, `units`, `outputs`, `refinement` and `dense` (null without one) are of the
+    largest scene, `more_scenes` has those of the others. `focal_px` is in pixels of the upright
+    original photo. `stages` gives the steps done and the seconds taken by each stage in the order
+    they ran; "pairs" counts ordered pairs.
     """
     scenes = found.scenes
     left_out = scenes[0].left_out
     reports = found.refinements or [None] * len(scenes)
     each = [
-        _scene_document(scene, cloud, names) | {"refinement": _refinement(report)}
-        for scene, cloud, names, report in zip(scenes, clouds, outputs, reports, strict=True)
+        _scene_document(scene, cloud, names)
+        | {"refinement": _refinement(report), "dense": _dense(dense)}
+        for scene, cloud, names, report, dense in zip(
+            scenes, clouds, outputs, reports, found.dense, strict=True
+        )
     ]
     device = resolve_device(config.device)
     dtype = resolve_precision(config.precision, device)
@@ -119,6 +132,13 @@ def _refinement(report: RefineReport | None) -> dict[str, Any] | None:
         "error_after": _finite(report.error_after),
         "depth_error": _finite(report.depth_error),
     }
+
+
+def _dense(report: DenseReport | None) -> dict[str, Any] | None:
+    """Return the share of the pixels of how many views that the photos confirm."""
+    if report is None:
+        return None
+    return {"used": report.used, "views": report.views, "confirmed": round(report.share, 4)}
 
 
 def _finite(value: float) -> float | None:

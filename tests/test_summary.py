@@ -1,0 +1,47 @@
+"""What a run says when it is done."""
+
+import torch
+
+from exact_scene import exact_scene
+from recon3d.align import align
+from recon3d.bundle_check import RefineReport
+from recon3d.config import AlignConfig
+from recon3d.dense import DenseReport
+from recon3d.summary import sentence
+from recon3d.types import LeftOut, Scene
+
+IMPROVED = RefineReport(improved=True, reason="", sharp_pairs=3, n_tracks=50)
+REFUSED = RefineReport(improved=False, reason="no texture", sharp_pairs=0, n_tracks=0)
+
+
+def scene(left_out: tuple[LeftOut, ...] = ()) -> Scene:
+    truth = exact_scene(3)
+    found = align(truth.predictions(), truth.views, AlignConfig())
+    fields = {name: getattr(found, name) for name in Scene.__dataclass_fields__}
+    return Scene(**(fields | {"left_out": left_out}))
+
+
+def dense(share: float, views: int, *, used: bool = True) -> DenseReport:
+    return DenseReport(used=used, views=views, share=share)
+
+
+def test_everything_placed_and_refined():
+    text = sentence([scene()], [IMPROVED], [dense(0.625, 3)])
+    assert text == "3 of 3 photos placed; cameras refined; 62 % of the depth confirmed"
+
+
+def test_what_was_not_done_is_not_claimed():
+    out = (LeftOut(name="a.jpg", reason="damaged"),)
+    text = sentence([scene(out)], [REFUSED], [dense(0.02, 3, used=False)])
+    assert text == (
+        "3 of 4 photos placed; cameras as estimated, not refined; 1 left out: a.jpg (damaged)"
+    )
+    assert sentence([scene()], [], [None]) == "3 of 3 photos placed"
+
+
+def test_the_share_of_several_groups_counts_their_views():
+    one, two = scene(), scene()
+    text = sentence([one, two], [IMPROVED, IMPROVED], [dense(0.5, 3), dense(0.2, 1)])
+    assert "in 2 groups (3 + 3)" in text
+    share = torch.tensor([0.5, 0.5, 0.5, 0.2]).mean()
+    assert f"{100 * share:.0f} % of the depth confirmed" in text
