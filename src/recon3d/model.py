@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
+from recon3d.attention import attend
 from recon3d.config import ModelConfig
 from recon3d.heads import HEADS, Grid, LinearHead, Mlp, activate, activate_descriptors
 
@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
     def forward(self, x_BND: Tensor, rope: Rope) -> Tensor:
         qkv = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out_BHNC = F.scaled_dot_product_attention(rotate(q, rope), rotate(k, rope), v)
+        out_BHNC = attend(rotate(q, rope), rotate(k, rope), v)
         return self.proj(out_BHNC.transpose(1, 2).flatten(2))
 
 
@@ -121,7 +121,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope) -> Tensor:
         q, k = self.query_key(query_BND, memory_BND, rope_q, rope_k)
-        out_BHNC = F.scaled_dot_product_attention(q, k, self._split(self.projv(memory_BND)))
+        out_BHNC = attend(q, k, self._split(self.projv(memory_BND)))
         return self.proj(out_BHNC.transpose(1, 2).flatten(2))
 
     def log_attention(
