@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from recon3d import catalogue, weights
+from recon3d import catalogue, weights, weights_info
 from recon3d.catalogue import CATALOGUE, RECORD, cache_folder, folder_of, is_downloaded, verified
 from recon3d.cli import main
 from recon3d.config import PRESETS, HeadType, ModelConfig
@@ -421,7 +421,7 @@ def test_convert_writes_our_own_file(
         }
     # the licence stays with the weights, through a second conversion too
     assert call("weights", "convert", out, tmp_path / "half.safetensors", "--half", "-q") == 0
-    assert weights.describe(str(tmp_path / "half.safetensors"))["licence"] == "CC BY-NC-SA 4.0"
+    assert weights_info.describe(str(tmp_path / "half.safetensors"))["licence"] == "CC BY-NC-SA 4.0"
     assert (tmp_path / "half.safetensors").stat().st_size < 0.7 * out.stat().st_size
     capsys.readouterr()
     assert call("weights", "convert", out, tmp_path / "half.safetensors") == 2

@@ -27,6 +27,7 @@ QUICK = TrainConfig(
     device="cpu",
     precision=config.Precision.FP32,
     compile=False,
+    smooth_edges=False,
     scenes_per_step=2,
     views_per_scene=2,
     stages=((1.0, 32),),

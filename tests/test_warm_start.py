@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from recon3d import croco_file, weights
+from recon3d.checkpoint import read_checkpoint
 from recon3d.config import CrocoConfig, ModelConfig
 from recon3d.croco import CrocoModel
 from recon3d.errors import WeightsError
@@ -33,7 +34,7 @@ def test_start_from_completion_keeps_the_heads(tmp_path: Path) -> None:
     model = TwoViewModel(NANO)
     heads = {n: t.clone() for n, t in model.state_dict().items() if "head" in n}
     start_from(model, path)
-    tensors = croco_file.read(Path(path))[1]
+    tensors = read_checkpoint(Path(path)).tensors
     for name, tensor in model.state_dict().items():
         source = heads if name in heads else tensors
         assert torch.equal(tensor, source[name.replace("dec_blocks2", "dec_blocks")]), name

@@ -18,12 +18,12 @@ from recon3d.model import TwoViewModel
 from recon3d.model_config import config_from_dict, config_to_dict
 from recon3d.weights import (
     EMBEDDED,
-    describe,
     load,
     load_tensors,
     locate,
     save,
 )
+from recon3d.weights_info import describe
 
 TINY = ModelConfig(
     name="test",

@@ -1,6 +1,7 @@
 """Every kind of weights file -> its config and its tensors: published checkpoints and our own.
 
-- `NAME.safetensors` with `NAME.json`: saved by recon3d.
+- `NAME.safetensors` with `NAME.json`: a two-view network saved by recon3d.
+- `NAME.safetensors` with a config inside: cross-view completion saved by recon3d.
 - `NAME.pth`: DUSt3R, MASt3R (`model`, `args`) or CroCo (`model`, `croco_kwargs`).
 - a folder with `config.json` and `model.safetensors`, as hubs lay them out.
 - `NAME.safetensors` alone: the network is inferred from the shapes.
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from recon3d.config import CrocoConfig, ModelConfig
 from recon3d.errors import WeightsError
-from recon3d.model_config import read_config, read_json
+from recon3d.model_config import croco_from_text, read_config, read_json
 from recon3d.published import Shapes, croco_config, parse_constructor, two_view_config
 from recon3d.torch_file import as_tensors, read_torch_file
 
 HUB_CONFIG, HUB_TENSORS = "config.json", "model.safetensors"
+CROCO_KEY = "croco"
+"""Where the metadata of a file of cross-view completion hold its config."""
 _ALIAS = re.compile(r"(?P<head>.*\.scratch)\.layer_rn\.(?P<index>[0-3])\.weight")
 _MAX_TENSORS = 20_000
 
@@ -112,12 +115,13 @@ def _read_safetensors(path: Path) -> Checkpoint:
     hub = path.parent / HUB_CONFIG
     if path.name == HUB_TENSORS and hub.is_file() and not own.is_file():
         return _read_hub(path.parent)
-    if own.is_file():
-        config = read_config(own)
-        tensors, metadata = read_safetensors(path)
-        text = "".join(c for c in metadata.get("licence", "")[:200] if c.isprintable())
-        return replace(_two_view(path, config, tensors), licence=text or None)
     tensors, metadata = read_safetensors(path)
+    licence = "".join(c for c in metadata.get("licence", "")[:200] if c.isprintable()) or None
+    if CROCO_KEY in metadata:
+        config = croco_from_text(metadata[CROCO_KEY], str(path))
+        return replace(_croco(path, config, tensors), licence=licence)
+    if own.is_file():
+        return replace(_two_view(path, read_config(own), tensors), licence=licence)
     if metadata.get("format") == "recon3d":
         raise WeightsError(f"{own} does not exist. Put the config saved with the weights there.")
     return _from_options(path, tensors, {})
@@ -144,8 +148,7 @@ def _read_pth(path: Path) -> Checkpoint:
         options = content["croco_kwargs"]
         if not isinstance(options, dict):
             raise WeightsError(f"{source}: croco_kwargs is no dictionary.")
-        config = croco_config(options, path.stem, source)
-        return Checkpoint(kind="croco", config=config, tensors=tensors, file=path)
+        return _croco(path, croco_config(options, path.stem, source), tensors)
     args = content.get("args")
     text = getattr(args, "model", None) if isinstance(args, Namespace) else None
     options = parse_constructor(text, source) if isinstance(text, str) else {}
@@ -164,7 +167,16 @@ def _two_view(
     path: Path, config: ModelConfig, tensors: dict[str, Tensor], notes: tuple[str, ...] = ()
 ) -> Checkpoint:
     tensors = fill_aliases(tensors)
+    _check_held(path, tensors)
+    return Checkpoint(kind="two_view", config=config, tensors=tensors, file=path, notes=notes)
+
+
+def _croco(path: Path, config: CrocoConfig, tensors: dict[str, Tensor]) -> Checkpoint:
+    _check_held(path, tensors)
+    return Checkpoint(kind="croco", config=config, tensors=tensors, file=path)
+
+
+def _check_held(path: Path, tensors: dict[str, Tensor]) -> None:
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if held > path.stat().st_size:  # many names for the same bytes
         raise WeightsError(f"{path} is smaller than its tensors, {held} bytes: it is damaged.")
-    return Checkpoint(kind="two_view", config=config, tensors=tensors, file=path, notes=notes)

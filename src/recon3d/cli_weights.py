@@ -32,7 +32,7 @@ WeightsArgument = Annotated[
 @app.command("list")
 def weights_list(json_output: JsonOption = False) -> None:
     """List the weights that have a name, with size, licence and where they are."""
-    from recon3d.weights import listing
+    from recon3d.weights_info import listing
 
     entries = listing()
     if json_output:
@@ -62,7 +62,7 @@ def weights_info(
     json_output: JsonOption = False,
 ) -> None:
     """Show what a set of weights is: sizes, layout, origin."""
-    from recon3d.weights import describe
+    from recon3d.weights_info import describe
 
     facts = describe(weights)
     if json_output:
@@ -84,7 +84,7 @@ def weights_download(
     """Fetch published weights once; afterwards `--weights NAME` works without a network."""
     with Console(quiet=quiet, verbose=verbose):
         from recon3d.download import download
-        from recon3d.weights import describe
+        from recon3d.weights_info import describe
 
         folder = download(name, licence_accepted=accept_licence)
         facts = describe(name)  # what cannot be loaded is said now, not at the first run
@@ -99,8 +99,11 @@ def weights_convert(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write any weights that recon3d reads as its own .safetensors file with a .json beside it."""
-    from recon3d.weights import convert
+    """Write any weights that recon3d reads as its own .safetensors file.
 
-    convert(source, target, half=half, overwrite=overwrite)
-    say(f"wrote {target} and {target.with_suffix('.json')}", quiet)
+    Two-view weights get a .json beside it; those of cross-view completion (CroCo) need none.
+    """
+    from recon3d.weights_info import convert
+
+    written = convert(source, target, half=half, overwrite=overwrite)
+    say(f"wrote {' and '.join(map(str, written))}", quiet)

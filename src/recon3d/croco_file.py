@@ -1,73 +1,49 @@
 """Weights of cross-view completion on disk: one safetensors file that carries its own config.
 
-The tensors have the published names; the config is JSON under "croco" in the file's metadata, with
-a closed schema. Nothing is executed, and sizes are bounded before memory is taken.
+The tensors have the published names; the config is JSON in the file's metadata. Reading is
+checkpoint.py's: nothing is executed, and sizes are bounded before memory is taken.
 """
 
 import json
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from recon3d.checkpoint import read_safetensors
-from recon3d.config import CrocoConfig, ModelConfig, PositionType
+from recon3d.checkpoint import CROCO_KEY, Checkpoint
+from recon3d.config import CrocoConfig
 from recon3d.croco import CrocoModel
 from recon3d.errors import WeightsError
 from recon3d.files import atomic_write
-from recon3d.model_config import config_from_dict, config_to_dict
+from recon3d.model_config import config_to_dict
 
-KEY = "croco"
 _ADVICE = "Give a file written by `recon3d pretrain`, or a published CroCo checkpoint."
 
 
-def save(model: CrocoModel, path: Path, *, half: bool = False) -> None:
+def save(
+    model: CrocoModel, path: Path, *, half: bool = False, metadata: dict[str, str] | None = None
+) -> None:
     """Write `path` whole or not at all; `half` stores fp16."""
     from safetensors.torch import save as to_bytes
 
     dtype = torch.float16 if half else torch.float32
     tensors = {n: t.detach().to("cpu", dtype).contiguous() for n, t in model.state_dict().items()}
-    metadata = {"format": "recon3d", KEY: json.dumps(asdict(model.config))}
+    own = {"format": "recon3d", CROCO_KEY: json.dumps(config_to_dict(model.config))}
     with atomic_write(path) as file:
-        file.write(to_bytes(tensors, metadata=metadata))
+        file.write(to_bytes(tensors, metadata=own | (metadata or {})))
 
 
-def is_croco_file(path: Path) -> bool:
-    """Return whether `path` is a safetensors file written by `save`."""
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix != ".safetensors" or not path.is_file():
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return KEY in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
-
-
-def read(path: Path) -> tuple[CrocoConfig, dict[str, Tensor]]:
-    """Return the config and the tensors of a file: exactly those of the config's network.
+def checked_tensors(checkpoint: Checkpoint) -> tuple[CrocoConfig, dict[str, Tensor]]:
+    """Return config and tensors, which are those of the config's network: all, right, finite.
 
     Raises:
-        WeightsError: unreadable, or not what its config promises; names the first fault.
+        WeightsError: no checkpoint of cross-view completion, or naming the first wrong tensor.
     """
-    tensors, metadata = read_safetensors(path)
-    if KEY not in metadata:
-        raise WeightsError(f"{path} holds no weights of cross-view completion. {_ADVICE}")
-    config = _config(metadata[KEY], str(path))
-    check_tensors(tensors, config, str(path))
-    return config, tensors
-
-
-def check_tensors(tensors: dict[str, Tensor], config: CrocoConfig, source: str) -> None:
-    """Check that these are the tensors of the config's network: all, no others, right, finite.
-
-    Raises:
-        WeightsError: naming the first that is not.
-    """
+    source, tensors = str(checkpoint.file), checkpoint.tensors
+    if not isinstance(checkpoint.config, CrocoConfig):
+        raise WeightsError(f"{source} holds no weights of cross-view completion. {_ADVICE}")
     with torch.device("meta"):
-        wanted = CrocoModel(config).state_dict()
+        wanted = CrocoModel(checkpoint.config).state_dict()
     odd = sorted(set(wanted) ^ set(tensors))
     if odd:
         state = "lacks" if odd[0] in wanted else "has the unexpected tensor"
@@ -82,25 +58,19 @@ def check_tensors(tensors: dict[str, Tensor], config: CrocoConfig, source: str) 
             raise WeightsError(
                 f"{source}: {name} holds values that are not finite numbers. {_ADVICE}"
             )
+    return checkpoint.config, tensors
 
 
-def _config(text: str, source: str) -> CrocoConfig:
-    """Return the config of a JSON text; every key of CrocoConfig and no other."""
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{source}: its config is not valid JSON ({error}).") from error
-    known = {field.name for field in fields(CrocoConfig)}
-    if not isinstance(values, dict) or set(values) != known:
-        raise WeightsError(f"{source}: its config has not the keys {', '.join(sorted(known))}.")
-    # What both networks have is checked as that of a two-view network.
-    shared = {field.name for field in fields(ModelConfig)} & known
-    config_from_dict(config_to_dict(ModelConfig()) | {k: values[k] for k in shared}, source)
-    if values["position"] not in list(PositionType):
-        raise WeightsError(f"{source}: position is {values['position']!r}, not cosine or rope.")
-    ratio = values["mask_ratio"]
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
-        raise WeightsError(f"{source}: mask_ratio is {ratio!r}, not a number between 0 and 1.")
-    if not isinstance(values["imagenet_input"], bool):
-        raise WeightsError(f"{source}: imagenet_input is neither true nor false.")
-    return CrocoConfig(**values | {"position": PositionType(values["position"])})
+def build(checkpoint: Checkpoint) -> CrocoModel:
+    """Return the network of cross-view completion, on the CPU, in fp32.
+
+    Raises:
+        WeightsError: as `checked_tensors`.
+    """
+    config, tensors = checked_tensors(checkpoint)
+    with torch.device("meta"):
+        model = CrocoModel(config)
+    # copies, because the tensors may still be pages of their file
+    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(copies, assign=True)
+    return model

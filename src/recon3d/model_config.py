@@ -1,4 +1,4 @@
-"""ModelConfig as JSON, with a closed schema and bounds: what a file says is checked before use."""
+"""Configs as JSON, with a closed schema and bounds: what a file says is checked before use."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from recon3d.config import HeadType, ModelConfig
+from recon3d.config import CrocoConfig, HeadType, ModelConfig, PositionType
 from recon3d.errors import WeightsError
 
 _MAX_BYTES = 65_536
@@ -62,6 +62,32 @@ def config_from_dict(values: object, source: str) -> ModelConfig:
     return ModelConfig(**values | {"head": HeadType(values["head"]), "dpt_layer_dims": tuple(dims)})
 
 
+def croco_from_text(text: str, source: str) -> CrocoConfig:
+    """Return the config of a JSON text; every key of CrocoConfig and no other.
+
+    Raises:
+        WeightsError: no JSON object, other keys, or a value of a wrong type or out of bounds.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{source}: its config is not valid JSON ({error}).") from error
+    known = {field.name for field in fields(CrocoConfig)}
+    if not isinstance(values, dict) or set(values) != known:
+        raise WeightsError(f"{source}: its config has not the keys {', '.join(sorted(known))}.")
+    # What both networks have is checked as that of a two-view network.
+    shared = {field.name for field in fields(ModelConfig)} & known
+    config_from_dict(config_to_dict(ModelConfig()) | {k: values[k] for k in shared}, source)
+    if values["position"] not in list(PositionType):
+        raise WeightsError(f"{source}: position is {values['position']!r}, not cosine or rope.")
+    ratio = values["mask_ratio"]
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
+        raise WeightsError(f"{source}: mask_ratio is {ratio!r}, not a number between 0 and 1.")
+    if not isinstance(values["imagenet_input"], bool):
+        raise WeightsError(f"{source}: imagenet_input is neither true nor false.")
+    return CrocoConfig(**values | {"position": PositionType(values["position"])})
+
+
 def check_sizes(values: Mapping[str, Any], source: str) -> None:
     """Check the whole numbers of a network's config, and that heads divide their dimension.
 
@@ -84,7 +110,7 @@ def _check_int(value: object, low: int, high: int, what: str) -> None:
         raise WeightsError(f"{what} is {value!r}, not a whole number from {low} to {high}.")
 
 
-def config_to_dict(config: ModelConfig) -> dict[str, Any]:
+def config_to_dict(config: ModelConfig | CrocoConfig) -> dict[str, Any]:
     """Return the JSON object of a config."""
     values = asdict(config)
     return {

@@ -31,12 +31,8 @@ def start_from(model: TwoViewModel, name_or_path: str) -> None:
 
 
 def _two_view_tensors(name_or_path: str) -> dict[str, Tensor]:
-    path = weights.locate(name_or_path)
-    if croco_file.is_croco_file(path):
-        config, tensors = croco_file.read(path)
-        return to_two_view(tensors, config)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(weights.locate(name_or_path))
     if isinstance(checkpoint.config, CrocoConfig):
-        croco_file.check_tensors(checkpoint.tensors, checkpoint.config, name_or_path)
-        return to_two_view(checkpoint.tensors, checkpoint.config)
+        config, tensors = croco_file.checked_tensors(checkpoint)
+        return to_two_view(tensors, config)
     return dict(checkpoint.tensors)

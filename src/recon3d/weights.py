@@ -8,22 +8,14 @@ import json
 import logging
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from recon3d.catalogue import (
-    CATALOGUE,
-    Published,
-    folder_of,
-    is_downloaded,
-    sha256,
-    verified,
-)
+from recon3d.catalogue import CATALOGUE, verified
 from recon3d.checkpoint import Checkpoint, fill_aliases, read_checkpoint
 from recon3d.config import ModelConfig
-from recon3d.errors import UsageError, WeightsError
+from recon3d.errors import WeightsError
 from recon3d.files import atomic_write
 from recon3d.model import TwoViewModel
 from recon3d.model_config import config_to_dict
@@ -31,7 +23,6 @@ from recon3d.model_config import config_to_dict
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
-LICENCE = "Apache-2.0"
 
 
 def load_tensors(model: TwoViewModel, tensors: dict[str, Tensor], source: str) -> None:
@@ -112,8 +103,8 @@ def build(checkpoint: Checkpoint) -> TwoViewModel:
     """
     if not isinstance(checkpoint.config, ModelConfig):
         raise WeightsError(
-            f"{checkpoint.file} is a CroCo checkpoint: it completes images and has no pointmaps. "
-            "Use it as the start of a training."
+            f"{checkpoint.file} holds weights of cross-view completion (CroCo), which give no "
+            "points. Give those of a two-view network, or train one from them (`train --init`)."
         )
     # No memory is taken before the file has proved to hold what its config promises.
     with torch.device("meta"):
@@ -138,75 +129,3 @@ def save(
     for file_path, content in ((path, payload), (path.with_suffix(".json"), text.encode())):
         with atomic_write(file_path) as file:
             file.write(content)
-
-
-def convert(name_or_path: str, path: Path, *, half: bool = False, overwrite: bool = False) -> None:
-    """Write two-view weights of any known layout as our own file and its config.
-
-    The licence and the SHA-256 of the source are kept in the metadata of the file.
-
-    Raises:
-        UsageError: `path` is no .safetensors file, or it exists and `overwrite` is not set.
-        WeightsError: the source cannot be loaded.
-    """
-    if path.suffix != ".safetensors":
-        raise UsageError(f"{str(path)!r} is no .safetensors file. Give the name of one to write.")
-    for file in (path, path.with_suffix(".json")):
-        if file.exists() and not overwrite:
-            raise UsageError(f"{file} exists. Add --overwrite, or choose another name.")
-    checkpoint = read_checkpoint(locate(name_or_path))
-    metadata = {
-        "licence": _licence(name_or_path, checkpoint),
-        "converted_from_sha256": sha256(checkpoint.file),
-    }
-    save(build(checkpoint), path, half=half, metadata=metadata)
-
-
-def describe(name_or_path: str) -> dict[str, Any]:
-    """Return what `recon3d weights info` shows: sizes, parameters, licence, checksum, config."""
-    if name_or_path in CATALOGUE and not is_downloaded(name_or_path):
-        return _listed(CATALOGUE[name_or_path])
-    checkpoint = read_checkpoint(locate(name_or_path))
-    model = build(checkpoint)
-    return {
-        "name": model.config.name,
-        "path": str(checkpoint.file),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "tensors": len(model.state_dict()),
-        "bytes": checkpoint.file.stat().st_size,
-        "sha256": sha256(checkpoint.file),
-        "licence": _licence(name_or_path, checkpoint),
-        "notes": list(checkpoint.notes),
-        "config": config_to_dict(model.config),
-    }
-
-
-def listing() -> list[dict[str, Any]]:
-    """Return the weights that have a name; `path` is None for those not downloaded."""
-    embedded = describe(EMBEDDED)
-    facts = {key: embedded[key] for key in ("path", "parameters", "bytes", "licence")}
-    first = {"name": EMBEDDED, "image_size": embedded["config"]["image_size"], "gives": "points"}
-    return [first | facts, *(_listed(entry) for entry in CATALOGUE.values())]
-
-
-def _listed(entry: Published) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "path": str(folder_of(entry.name)) if is_downloaded(entry.name) else None,
-        "parameters": entry.parameters,
-        "bytes": entry.bytes,
-        "image_size": entry.image_size,
-        "gives": entry.gives,
-        "licence": entry.licence.name,
-        "licence_url": entry.licence.url,
-        "source": entry.source,
-        "repository": entry.repository,
-    }
-
-
-def _licence(name_or_path: str, checkpoint: Checkpoint) -> str:
-    if name_or_path == EMBEDDED:
-        return LICENCE
-    if name_or_path in CATALOGUE:
-        return CATALOGUE[name_or_path].licence.name
-    return checkpoint.licence or "unknown: as granted by who trained them"
