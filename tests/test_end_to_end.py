@@ -20,8 +20,11 @@ from recon3d.geometry import (
     umeyama,
     unproject,
 )
+from recon3d.synth.cameras import sample_cameras
+from recon3d.synth.families import KINDS, sample_worlds
+from recon3d.synth.folder import RANGES
 from recon3d.synth.render import render_depth
-from recon3d.synth.scene import KINDS, sample_cameras, sample_scenes
+from recon3d.synth.textures import make_atlas
 from recon3d.types import PairPrediction, View
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
@@ -32,9 +35,11 @@ def rendered_truth(kind: str, n_views: int) -> tuple[list[PairPrediction], tuple
     height, width = 72, 96
     kinds = torch.tensor([KINDS[kind]])
     generator = torch.Generator().manual_seed(11)
-    scene = sample_scenes(kinds, 1, generator)
-    cam2world, intrinsics = sample_cameras(scene, kinds, n_views, height, width, generator)
-    depth = render_depth(scene, cam2world, intrinsics, height, width)[0]
+    world, vantage = sample_worlds(kinds, make_atlas(14, generator), generator)
+    cam2world, intrinsics = sample_cameras(
+        world, vantage, n_views, height, width, generator, RANGES
+    )
+    depth = render_depth(world, cam2world, intrinsics, height, width)[0]
     cam2world, intrinsics = cam2world[0], intrinsics[0]
     points = unproject(depth, intrinsics)
     views = tuple(

@@ -8,19 +8,26 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
-    "errors progress exif cycles retrieval sky measure depth_warp sweep_fill",
-    "config console files catalogue torch_file image_header pairs colmap",
-    "settings device download memory types model_config ground_truth pairs_extra",
-    "geometry published cameras matches ply scene_file views synth.render synth.sensor baselines",
-    "heads match_file tracks features given_files masks scale checkpoint sweep parallel",
-    "photos given clean model losses sharpen sweep_check align_samples synth.scene synth.textures",
-    "croco dense metrics throughput train_state weights predict align_focal fuse synth.folder",
-    "two_step align_init bundle_solve croco_file workers scores",
-    "align_solve align_polish adopt bundle_scene bundle_check bundle_doubt bundle_map score_table",
-    "align_given align_refine align_dense bundle warm_start",
-    "align_place refinement",
+    "errors progress compiler exif cycles retrieval sky measure depth_warp sweep_fill synth.world "
+    "synth.atlas synth.draw synth.relief",
+    "config console files catalogue torch_file image_header pairs colmap synth.trace "
+    "synth.textures synth.sensor",
+    "settings device download memory types model_config ground_truth pairs_extra synth.ground "
+    "synth.materials",
+    "geometry attention published cameras matches ply scene_file views baselines",
+    "heads match_file tracks features given_files masks scale checkpoint sweep parallel "
+    "synth.shapes",
+    "photos given clean model losses sharpen sweep_check align_samples synth.surface "
+    "synth.furniture",
+    "croco dense metrics throughput train_state weights predict align_focal fuse synth.shade "
+    "synth.assembly",
+    "two_step align_init bundle_solve croco_file workers scores synth.render synth.layout",
+    "align_solve align_polish adopt bundle_scene bundle_check bundle_doubt bundle_map "
+    "score_table synth.cameras synth.family_indoor synth.family_outdoor synth.family_piles",
+    "align_given align_refine align_dense bundle warm_start weights_info synth.families",
+    "align_place refinement synth.folder",
     "align synth batches",
-    "export training two_view",
+    "export training two_view contact_sheet",
     "train pretrain",
     "pipeline doctor",
     "contestants summary",
@@ -44,7 +51,7 @@ LIGHT = {
     "doctor",
     "errors",
     "progress",
-    "settings device memory",
+    "settings",
 }
 HEAVY = {"torch", "cv2", "numpy", "scipy", "open3d", "trimesh", "safetensors", "rich"}
 

@@ -1,6 +1,6 @@
 """Batches of procedural views with exact targets: an endless supply for training and probing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 
@@ -12,20 +12,15 @@ from torch import Tensor
 from recon3d import losses
 from recon3d.config import LoopConfig
 from recon3d.geometry import compose, invert_rigid, transform_points, unproject
+from recon3d.synth.cameras import CameraRanges, sample_cameras
+from recon3d.synth.draw import Draw
+from recon3d.synth.families import draw_kinds, sample_worlds
 from recon3d.synth.render import render
-from recon3d.synth.scene import (
-    OBJECT,
-    ROOM,
-    YARD,
-    CameraRanges,
-    sample_cameras,
-    sample_scenes,
-    to_device,
-)
 from recon3d.synth.sensor import photograph
 from recon3d.synth.textures import make_atlas
+from recon3d.synth.world import to_device
 
-ASPECTS = (3 / 4, 3 / 4, 2 / 3, 1.0, 9 / 16)
+ASPECTS = (3 / 4, 3 / 4, 2 / 3, 1.0, 9 / 16, 2 / 5)
 _BATCHES_PER_ATLAS = 2000
 
 
@@ -69,43 +64,44 @@ class Source:
 
     def _renew_atlas(self, number: int) -> None:
         generator = torch.Generator().manual_seed(_seed(*self.seed, 0, number))
-        atlas = make_atlas(self.config.n_procedural_textures, generator, self.folder)
-        self.atlas, self.atlas_number = atlas.to(self.device), number
+        self.atlas = make_atlas(self.config.n_procedural_textures, generator, self.folder)
+        self.texels, self.atlas_number = self.atlas.texels.to(self.device), number
 
     def batch(self, height: int, width: int, ease: float = 1.0) -> Batch:
-        """Render one batch; `ease` < 1 narrows baselines, arcs and camera settings (easy first)."""
+        """Render one batch; `ease` < 1 gives views more in common (easy first)."""
         config, generator = self.config, self.generator
         if self.atlas_number != self.served // _BATCHES_PER_ATLAS:
             self._renew_atlas(self.served // _BATCHES_PER_ATLAS)
         generator.manual_seed(_seed(*self.seed, 1, self.served))
         self.device_generator.manual_seed(_seed(*self.seed, 2, self.served))
         self.served += 1
-        draw = torch.rand(config.scenes_per_step, generator=generator)
-        kinds = torch.where(draw < 0.5, ROOM, torch.where(draw < 0.7, YARD, OBJECT))
-        scene = sample_scenes(kinds, len(self.atlas), generator)
-        full = CameraRanges()
-        ranges = replace(
-            full,
-            baseline=(full.baseline[0], full.baseline[1] * ease),
-            target_jitter=full.target_jitter * ease,
-            arc_deg=(full.arc_deg[0], full.arc_deg[1] * ease),
-        )
-        cam2world, intrinsics = sample_cameras(
-            scene, kinds, config.views_per_scene, height, width, generator, ranges
-        )
-        cam2world, intrinsics = cam2world.to(self.device), intrinsics.to(self.device)
+        kinds = draw_kinds(config.scenes_per_step, Draw(generator))
+        world, vantage = sample_worlds(kinds, self.atlas, generator)
+        world = to_device(world, self.device)
         with torch.no_grad():
+            cam2world, intrinsics = sample_cameras(
+                world,
+                vantage,
+                config.views_per_scene,
+                height,
+                width,
+                generator,
+                CameraRanges().eased(ease),
+                compiled=config.compile,
+            )
+            cam2world, intrinsics = cam2world.to(self.device), intrinsics.to(self.device)
             seen = render(
-                to_device(scene, self.device),
-                self.atlas,
+                world,
+                self.texels,
                 cam2world,
                 intrinsics,
                 height,
                 width,
+                smooth=config.smooth_edges,
                 compiled=config.compile,
             )
-            rgb = seen.rgb.permute(0, 1, 4, 2, 3).flatten(0, 1)
-            images = photograph(rgb, self.device_generator, ease).unflatten(0, seen.rgb.shape[:2])
+            light = seen.rgb.permute(0, 1, 4, 2, 3).flatten(0, 1)
+            images = photograph(light, self.device_generator, ease).unflatten(0, seen.rgb.shape[:2])
         return Batch(
             images=images * 2 - 1,
             depth=seen.depth,

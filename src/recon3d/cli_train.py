@@ -56,25 +56,46 @@ class SceneKind(StrEnum):
     """What `recon3d synth` renders."""
 
     ROOM = "room"
+    STREET = "street"
+    TERRAIN = "terrain"
+    TABLE = "table"
+    CLUTTER = "clutter"
+    FLOATERS = "floaters"
     OBJECT = "object"
 
 
 @app.command()
 def synth(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default=False)
+    ] = None,
     scene: Annotated[SceneKind, typer.Option(help="What to render.")] = SceneKind.ROOM,
     photos: Annotated[int, typer.Option(min=2, max=1000, help="Number of photos.")] = 5,
     width: Annotated[int, typer.Option(min=16, max=8192, help="Pixels.")] = 640,
     height: Annotated[int, typer.Option(min=16, max=8192, help="Pixels.")] = 480,
     seed: Annotated[int, typer.Option(min=0, help="Which scene.")] = 0,
+    textures: TexturesOption = None,
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(help="Picture of pairs as training sees them to write, .png or .jpg."),
+    ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Render a procedural scene: photos with exact ground truth."""
+    """Render a procedural scene: photos with exact ground truth; or a sheet of training pairs."""
+    if (output is None) == (contact_sheet is None):
+        raise UsageError("give either -o FOLDER or --contact-sheet FILE.")
     with Console(quiet=quiet, verbose=verbose):
+        if contact_sheet is not None:
+            from recon3d.contact_sheet import write_contact_sheet
+
+            write_contact_sheet(contact_sheet, seed=seed, textures=textures, overwrite=overwrite)
+            say(f"drew pairs of all families into {contact_sheet}", quiet)
+            return
         from recon3d.synth import write_folder
 
+        assert output is not None
         write_folder(
             output,
             kind=scene.value,
@@ -83,6 +104,7 @@ def synth(
             height=height,
             seed=seed,
             overwrite=overwrite,
+            textures=textures,
         )
     say(f"rendered {photos} photos of a {scene.value} into {output}", quiet)
 

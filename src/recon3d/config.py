@@ -315,7 +315,8 @@ class LoopConfig:
 
     The budget is `minutes` of training time or `pairs` ordered pairs, whichever ends first, counted
     over all resumed pieces and all processes. `stages` is the curriculum: until the given share of
-    the budget, images of that long edge. `compile` is about the renderer. The probe judges the
+    the budget, images of that long edge. `compile` and `smooth_edges`, which casts twice as many
+    rays, are about the renderer. The probe judges the
     averaged weights on `probe_batches` held-out batches of long edge `probe_size`.
     """
 
@@ -328,6 +329,7 @@ class LoopConfig:
     device: str = "auto"
     precision: Precision = Precision.AUTO
     compile: bool = True
+    smooth_edges: bool = True
     seed: int = 0
     scenes_per_step: int = 8
     views_per_scene: int = 3

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from recon3d.compiler import find_compiler
 from recon3d.errors import ReconError
 
 GIB = 2**30
@@ -150,7 +151,8 @@ def _arithmetic() -> Check:
 
 
 def _weights() -> Check:
-    from recon3d.weights import EMBEDDED, describe
+    from recon3d.weights import EMBEDDED
+    from recon3d.weights_info import describe
 
     try:
         facts = describe(EMBEDDED)
@@ -168,15 +170,14 @@ def _weights() -> Check:
 
 
 def _compiler() -> Check:
-    """torch.compile, which makes `synth` and `train` faster, calls a C++ compiler."""
-    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl")
-    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    """torch.compile, which makes `train` faster, calls a C++ compiler."""
+    found = find_compiler()
     if found:
         return Check(name="compiler", ok=True, detail=found, needed=False)
     return Check(
         name="compiler",
         ok=False,
-        detail="no C++ compiler: synth and train run uncompiled, slower",
+        detail="no C++ compiler: train runs uncompiled, slower",
         remedy="apt-get install g++",
         needed=False,
     )

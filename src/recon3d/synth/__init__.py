@@ -1,4 +1,4 @@
-"""Procedural scenes with exact ground truth: scene, textures, render, sensor, folder."""
+"""Procedural scenes with exact ground truth: photographs, depth and cameras of made-up worlds."""
 
 from recon3d.synth.folder import write_folder
 

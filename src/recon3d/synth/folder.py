@@ -6,15 +6,16 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
 from recon3d.errors import InputError, UsageError
 from recon3d.files import atomic_write, not_writable
 from recon3d.geometry import compose, invert_rigid, seen_from, transform_points, unproject
-from recon3d.synth.render import SceneBatch, render, render_depth
-from recon3d.synth.scene import KINDS, CameraRanges, sample_cameras, sample_scenes
+from recon3d.synth.cameras import CameraRanges, sample_cameras
+from recon3d.synth.families import KINDS, sample_worlds
+from recon3d.synth.render import render, render_depth
 from recon3d.synth.sensor import photograph
-from recon3d.synth.textures import make_atlas
+from recon3d.synth.textures import Atlas, make_atlas
+from recon3d.synth.world import World
 
 CONVENTIONS = (
     "OpenCV camera axes (x right, y down, z forward); world_to_camera maps homogeneous world "
@@ -22,10 +23,17 @@ CONVENTIONS = (
     "centres (top-left pixel centre = (0,0)); no lens distortion; depth = z-depth, 0 = unknown"
 )
 RANGES = CameraRanges(
-    fov_deg=(55.0, 68.0), baseline=(0.25, 0.7), arc_deg=(14.0, 30.0), roll_deg=2.0
+    fov_deg=(55.0, 68.0),
+    covisibility=(0.5, 0.8),
+    none_share=0.0,
+    rotation_share=0.0,
+    zoom_share=0.0,
+    own_lens_share=0.0,
+    roll_deg=3.0,
+    any_roll_share=0.0,
+    principal_point=0.0,
 )
-_SUPERSAMPLING = 2
-_TRIALS = 60
+_TRIALS = 30
 
 
 def covisibility(
@@ -44,15 +52,15 @@ def covisibility(
 
 
 def _choose(
-    kind: str, n_photos: int, height: int, width: int, n_textures: int, generator: torch.Generator
-) -> tuple[SceneBatch, Tensor, Tensor]:
+    kind: str, n_photos: int, height: int, width: int, atlas: Atlas, generator: torch.Generator
+) -> tuple[World, Tensor, Tensor]:
     """Draw scenes until every photo overlaps its neighbours well but not wholly."""
     kinds = torch.tensor([KINDS[kind]])
-    best: tuple[float, SceneBatch, Tensor, Tensor] | None = None
+    best: tuple[float, World, Tensor, Tensor] | None = None
     for _ in range(_TRIALS):
-        scene = sample_scenes(kinds, n_textures, generator)
+        scene, vantage = sample_worlds(kinds, atlas, generator)
         cam2world, intrinsics = sample_cameras(
-            scene, kinds, n_photos, height, width, generator, RANGES
+            scene, vantage, n_photos, height, width, generator, RANGES
         )
         shrink = 64 / max(height, width)
         low_height, low_width = round(height * shrink), round(width * shrink)
@@ -67,7 +75,7 @@ def _choose(
         score -= float((0.5 - near).clamp_min(0)) + 2 * max(0.0, 0.7 - float(known.float().mean()))
         if best is None or score > best[0]:
             best = (score, scene, cam2world, intrinsics)
-        if score > -0.005:
+        if score > -0.02:
             break
     if best is None:
         raise InputError("no scene could be drawn: give at least one trial.")
@@ -83,12 +91,13 @@ def write_folder(
     height: int,
     seed: int,
     overwrite: bool,
+    textures: Path | None = None,
     depth: bool = True,
 ) -> None:
     """Write `out_dir`/images/*.jpg, gt.json and, where asked for, depth/*.npy (float16).
 
     The layout is that of evaluation data sets: per image width, height, fx, fy, cx, cy (integer
-    pixel centres) and world_to_camera. Colours are supersampled; depth is of pixel centres.
+    pixel centres) and world_to_camera. Edges are smooth in colour; depth is of pixel centres.
 
     Raises:
         UsageError: an unknown kind, too few or too many photos, sizes out of bounds, or a folder
@@ -109,9 +118,8 @@ def write_folder(
     if (out_dir / "gt.json").exists() and not overwrite:
         raise UsageError(f"{out_dir} holds a scene; add --overwrite or choose another folder.")
     generator = torch.Generator().manual_seed(seed)
-    atlas = make_atlas(256, generator)
-    scene, cam2world, intrinsics = _choose(kind, n_photos, height, width, len(atlas), generator)
-    fine = intrinsics * torch.tensor([_SUPERSAMPLING, _SUPERSAMPLING, 1.0])[:, None]
+    atlas = make_atlas(256, generator, textures)
+    scene, cam2world, intrinsics = _choose(kind, n_photos, height, width, atlas, generator)
     images = []
     try:
         (out_dir / "images").mkdir(parents=True, exist_ok=True)
@@ -121,18 +129,12 @@ def write_folder(
         raise not_writable(out_dir, error) from error
     for view in range(n_photos):
         one = slice(view, view + 1)
-        exact = render(scene, atlas, cam2world[:, one], intrinsics[:, one], height, width)
         seen = render(
-            scene,
-            atlas,
-            cam2world[:, one],
-            fine[:, one],
-            height * _SUPERSAMPLING,
-            width * _SUPERSAMPLING,
+            scene, atlas.texels, cam2world[:, one], intrinsics[:, one], height, width, smooth=True
         )
-        rgb = F.avg_pool2d(seen.rgb[0].permute(0, 3, 1, 2), _SUPERSAMPLING)
+        light = seen.rgb[0].permute(0, 3, 1, 2)
         shot = (
-            (photograph(rgb, generator, strength=0.3)[0].permute(1, 2, 0) * 255)
+            (photograph(light, generator, strength=0.3)[0].permute(1, 2, 0) * 255)
             .round()
             .to(torch.uint8)
         )
@@ -154,7 +156,7 @@ def write_folder(
             "world_to_camera": invert_rigid(cam2world[0, view].double()).tolist(),
         }
         if depth:
-            _write_depth(out_dir / "depth" / f"{name}.npy", exact.depth[0, 0])
+            _write_depth(out_dir / "depth" / f"{name}.npy", seen.depth[0, 0])
             entry["depth"] = f"depth/{name}.npy"
         images.append(entry)
     description = {
