@@ -85,7 +85,7 @@ def place(
             used, evidence.canonical, begin.unit2world, evidence.edges.residual[rows],
             begin.anchors, evidence.lenses, config,
         )  # fmt: skip
-        angle_rad = _rotation_error_rad(solution, used, evidence.edges.unit_j2unit_i[rows])
+        angle_rad = rotation_error_rad(solution, used, evidence.edges.unit_j2unit_i[rows])
         residual, angle = (_by_pair(x, pair_of_row) for x in (solution.seen_residual, angle_rad))
         astray = (residual > 1.5 * config.max_edge_residual) | (
             torch.rad2deg(angle) > config.max_edge_rotation_deg
@@ -157,7 +157,7 @@ def judge_together(pairs: Pairs, reasons: list[str], n_views: int, config: Align
         reasons[k] = "its two orders disagree and no other pair confirms it"
 
 
-def _rotation_error_rad(
+def rotation_error_rad(
     solution: Solution, samples: Samples, unit_j2unit_i: Float64[Tensor, "edge 4 4"]
 ) -> Float64[Tensor, " edge"]:
     """Angle between the solved rotation of each edge and the one it votes for by itself."""

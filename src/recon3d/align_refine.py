@@ -7,7 +7,7 @@ similarities fixed. Both weigh a map by its confidence and by how noisy it has p
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -92,16 +92,25 @@ def refine(
         lens = choose_focals(mean, relative, samples.pixel, known, config)
         points = _on_rays(mean[..., 2], samples.pixel, lens)
     logger.debug("alignment: %d steps, last change %.1e", steps, change)
-    typical = max(float(maps.residual.median()), EXACT)
-    agree = [
-        (seen_weight[part.rows] * (part.seen_error <= _INLIER * typical)).sum(-1)
-        / seen_weight[part.rows].sum(-1).clamp_min(TINY)
-        for part in _compare(samples, points, unit2world)
-    ]
-    return Solution(
+    solution = Solution(
         unit2world=unit2world, points=points, lens=lens, seen_residual=maps.residual,
-        inliers=torch.cat(agree), problem=problem_now(),
+        inliers=maps.residual, problem=problem_now(),
     )  # fmt: skip
+    return replace(solution, inliers=judge(samples, canonical, solution)[1])
+
+
+def judge(
+    samples: Samples, canonical: Canonical, solution: Solution
+) -> tuple[Float64[Tensor, " edge"], Float64[Tensor, " edge"]]:
+    """Return residual and inliers (see `Solution`) of any edges between views of a solution."""
+    limit = _INLIER * max(float(solution.seen_residual.median()), EXACT)
+    weight = samples.seen_weight * (canonical.weight[samples.j] > 0)
+    residual, inliers = [], []
+    for part in _compare(samples, solution.points, solution.unit2world):
+        here, error = weight[part.rows], part.seen_error
+        residual.append(weighted_median(error, here))
+        inliers.append((here * (error <= limit)).sum(-1) / here.sum(-1).clamp_min(TINY))
+    return torch.cat(residual), torch.cat(inliers)
 
 
 class _Maps(NamedTuple):
