@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recon3d.align_focal import Focals, Lenses, choose_focals
 from recon3d.align_init import Canonical
-from recon3d.align_samples import EXACT, TINY, Samples, weighted_median
+from recon3d.align_samples import EXACT, TINY, Samples, edge_chunks, weighted_median
 from recon3d.align_solve import KERNEL, Anchors, Problem, solve_similarities
 from recon3d.config import AlignConfig
 from recon3d.geometry import compose, transform_points
@@ -25,9 +25,10 @@ logger = logging.getLogger(__name__)
 
 _NOISE_FLOOR = 0.5
 """Least noise of a map, relative to the median map: no map may win by agreeing with itself."""
-_SETTLED = 1e-6
-"""Change of a similarity matrix below which the alternation stops."""
-_CHUNK_EDGES = 512
+_SETTLED = 1e-5
+"""Change of the similarity between two views of a pair below which the alternation stops.
+
+How far a view is from the first does not matter: in a long walk that would never settle."""
 _INLIER = 3.0
 """Distance, in units of the median residual, up to which a pixel agrees with the scene."""
 
@@ -80,12 +81,14 @@ def refine(
             weight=seen_weight, noise=maps.seen_noise[:, None] * distance,
         )  # fmt: skip
 
-    steps, change = 0, 1.0
+    steps, change, i, j = 0, 1.0, samples.i, samples.j
+    between = torch.full((len(i), 4, 4), torch.inf).to(unit2world)
     while steps < config.max_iterations and change > _SETTLED:
-        before, limit = unit2world, 10 if steps == 0 else 2
+        limit = 10 if steps == 0 else 2
         unit2world = solve_similarities(problem_now(), unit2world, anchors, limit)
         steps += limit
-        change = float((unit2world - before).abs().max())
+        before, between = between, compose(torch.linalg.inv(unit2world)[i], unit2world[j])
+        change = float((between - before).abs().max())
         maps = _measure(samples, own_weight, seen_weight, points, unit2world)
         mean, total = _mean_points(samples, own_weight, seen_weight, points, unit2world, maps)
         relative = total * mean[..., 2].square()  # far points are as good in pixels as near ones
@@ -138,8 +141,7 @@ def _compare(
     unit2world: Float64[Tensor, "view 4 4"],
 ) -> Iterator[_Part]:
     """Yield, for some edges at a time, how far their maps are from the points of the views."""
-    for begin in range(0, len(samples.i), _CHUNK_EDGES):
-        rows = slice(begin, begin + _CHUNK_EDGES)
+    for rows in edge_chunks(samples.seen):
         i, j = samples.i[rows], samples.j[rows]
         own, seen = samples.own[rows], samples.seen[rows]
         unit_i2unit_j = compose(torch.linalg.inv(unit2world[j]), unit2world[i])

@@ -15,14 +15,16 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from recon3d.align_init import rotation_of
-from recon3d.align_samples import TINY
+from recon3d.align_samples import TINY, edge_chunks
 from recon3d.geometry import compose, similarity, so3_exp, transform_points
 
 KERNEL = 2.0
 """Width of the Cauchy kernel in units of a map's median error: beyond it a point counts less."""
-_CHUNK_EDGES = 512
 _BANDED_VIEWS = 128
 """Widest band, in views, that is solved directly; wider systems are solved iteratively."""
+_LEAST_DAMPING = 1e-12
+"""Relative to the diagonal. A ring of 1,000 views bends 1e-9 times as stiffly as one pair holds:
+damping above that makes as slow a descent of it as steepest descent is."""
 _DENSE_VIEWS = 150
 """Most views whose uncertainty is computed from the whole system."""
 
@@ -76,7 +78,7 @@ def solve_similarities(
     Views without an edge stay. The cost never rises.
     """
     solver = _Solver(problem.i, problem.j, len(unit2world))
-    damping = 1e-6
+    damping = _LEAST_DAMPING
     cost = _cost(problem, unit2world, anchors)
     for _ in range(limit):
         basis = _basis(unit2world, anchors)
@@ -93,7 +95,12 @@ def solve_similarities(
             damping = max(damping, 1e-6) * 10
         else:
             break
-        gain, cost, unit2world, damping = cost - new_cost, new_cost, moved, max(damping / 10, 1e-9)
+        gain, cost, unit2world, damping = (
+            cost - new_cost,
+            new_cost,
+            moved,
+            max(damping / 10, _LEAST_DAMPING),
+        )
         if gain <= 1e-9 * cost:
             break
     return unit2world
@@ -190,7 +197,7 @@ def _edge_systems(
     """Yield, for some edges at a time, the system of unknowns of i, of j, and gradient; i; j."""
     linear = _LINEAR.to(unit2world.device)
     for a, b, noise, weight, i, j in _gaps(problem, unit2world):
-        square = ((a - b) / noise[..., None]).square().sum(-1)
+        square = ((a - b).norm(dim=-1) / noise).square()
         weight = weight / noise.square() / (1 + square / KERNEL**2)
         both = torch.cat((a, b, torch.ones_like(a[..., :1])), dim=-1)
         moments = (both * weight[..., None]).mT @ both
@@ -211,8 +218,7 @@ class _Gap(NamedTuple):
 def _gaps(problem: Problem, unit2world: Float64[Tensor, "view 4 4"]) -> Iterator[_Gap]:
     """Yield the world points of both sides for some edges at a time."""
     scale = unit2world[:, :3, 0].norm(dim=-1)
-    for start in range(0, len(problem.i), _CHUNK_EDGES):
-        cut = slice(start, start + _CHUNK_EDGES)
+    for cut in edge_chunks(problem.seen):
         i, j = problem.i[cut], problem.j[cut]
         a = transform_points(unit2world[i], problem.seen[cut])
         b = transform_points(unit2world[j], problem.own[j])
@@ -222,7 +228,7 @@ def _gaps(problem: Problem, unit2world: Float64[Tensor, "view 4 4"]) -> Iterator
 def _cost(problem: Problem, unit2world: Float64[Tensor, "view 4 4"], anchors: Anchors) -> float:
     total = 0.0
     for a, b, noise, weight, _, _ in _gaps(problem, unit2world):
-        square = ((a - b) / noise[..., None]).square().sum(-1)
+        square = ((a - b).norm(dim=-1) / noise).square()
         total += float((weight * torch.log1p(square / KERNEL**2)).sum()) * KERNEL**2
     if bool(anchors.prior.any()):
         total += float(_pull(unit2world, anchors)[0].square().sum())
