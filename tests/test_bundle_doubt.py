@@ -161,9 +161,7 @@ def test_tracks_that_lost_their_observations_change_nothing():
 def test_an_angle_is_never_more_uncertain_than_half_a_turn():
     few = observed(30.0, 0)
     keep = few.track < 3  # less than the cameras need, and noisy
-    tracks = Tracks(
-        track=few.track[keep], view=few.view[keep], pixels=few.pixels[keep], n_tracks=3
-    )
+    tracks = Tracks(track=few.track[keep], view=few.view[keep], pixels=few.pixels[keep], n_tracks=3)
     doubt = camera_doubt(problem(), true_rig(), tracks)
     known = doubt[doubt[:, 0].isfinite(), 0]
     assert len(known) > 0

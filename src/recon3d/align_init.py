@@ -40,6 +40,10 @@ class Edges:
     unit_j2unit_i: Float64[Tensor, "edge 4 4"]
     residual: Float64[Tensor, " edge"]
 
+    def take(self, rows: Int64[Tensor, " row"]) -> "Edges":
+        """Return only these edges."""
+        return Edges(unit_j2unit_i=self.unit_j2unit_i[rows], residual=self.residual[rows])
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pairs:

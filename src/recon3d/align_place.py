@@ -85,8 +85,8 @@ def place(
         rows, pair_of_row = good.rows()
         used = evidence.samples.take(rows)
         solution = refine(
-            used, evidence.canonical, begin.unit2world, evidence.edges.residual[rows],
-            begin.anchors, evidence.lenses, config,
+            used, evidence.canonical, begin.unit2world, evidence.edges.take(rows), begin.anchors,
+            evidence.lenses, config,
         )  # fmt: skip
         angle_rad = rotation_error_rad(solution, used, evidence.edges.unit_j2unit_i[rows])
         residual, angle = (_by_pair(x, pair_of_row) for x in (solution.seen_residual, angle_rad))

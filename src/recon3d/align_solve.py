@@ -33,7 +33,7 @@ _DENSE_VIEWS = 150
 class Problem:
     """What one solve minimises: seen points of each edge in unit i against own points in unit j.
 
-    `noise` is the expected distance, in unit i.
+    `noise` is the expected distance, in unit i; beyond `kernel` times that a point counts less.
     """
 
     i: Int64[Tensor, " edge"]
@@ -42,6 +42,7 @@ class Problem:
     own: Float64[Tensor, "view sample 3"]
     weight: Float64[Tensor, "edge sample"]
     noise: Float64[Tensor, "edge sample"]
+    kernel: float = KERNEL
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,7 +80,7 @@ def solve_similarities(
     """
     solver = _Solver(problem.i, problem.j, len(unit2world))
     damping = _LEAST_DAMPING
-    cost = _cost(problem, unit2world, anchors)
+    cost = robust_cost(problem, unit2world, anchors)
     for _ in range(limit):
         basis = _basis(unit2world, anchors)
         blocks = _narrow(normal_equations(problem, unit2world, anchors), basis, problem)
@@ -89,7 +90,7 @@ def solve_similarities(
             moved = compose(change, unit2world)
             moved[anchors.fixed, :3, 3] = unit2world[anchors.fixed, :3, 3]
             moved[anchors.locked] = unit2world[anchors.locked]
-            new_cost = _cost(problem, moved, anchors)
+            new_cost = robust_cost(problem, moved, anchors)
             if new_cost <= cost:
                 break
             damping = max(damping, 1e-6) * 10
@@ -198,7 +199,7 @@ def _edge_systems(
     linear = _LINEAR.to(unit2world.device)
     for a, b, noise, weight, i, j in _gaps(problem, unit2world):
         square = ((a - b).norm(dim=-1) / noise).square()
-        weight = weight / noise.square() / (1 + square / KERNEL**2)
+        weight = weight / noise.square() / (1 + square / problem.kernel**2)
         both = torch.cat((a, b, torch.ones_like(a[..., :1])), dim=-1)
         moments = (both * weight[..., None]).mT @ both
         yield torch.einsum("ckl,elm,cnm->ekn", linear, moments, linear), i, j
@@ -225,11 +226,15 @@ def _gaps(problem: Problem, unit2world: Float64[Tensor, "view 4 4"]) -> Iterator
         yield _Gap(a, b, scale[i][:, None] * problem.noise[cut], problem.weight[cut], i, j)
 
 
-def _cost(problem: Problem, unit2world: Float64[Tensor, "view 4 4"], anchors: Anchors) -> float:
+def robust_cost(
+    problem: Problem, unit2world: Float64[Tensor, "view 4 4"], anchors: Anchors
+) -> float:
+    """Return what `solve_similarities` minimises."""
     total = 0.0
     for a, b, noise, weight, _, _ in _gaps(problem, unit2world):
         square = ((a - b).norm(dim=-1) / noise).square()
-        total += float((weight * torch.log1p(square / KERNEL**2)).sum()) * KERNEL**2
+        kernel = problem.kernel**2
+        total += float((weight * torch.log1p(square / kernel)).sum()) * kernel
     if bool(anchors.prior.any()):
         total += float(_pull(unit2world, anchors)[0].square().sum())
     return total
