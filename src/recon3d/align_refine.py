@@ -97,8 +97,6 @@ def refine(
         steps += limit
         before, between = between, compose(torch.linalg.inv(unit2world)[i], unit2world[j])
         change = float((between - before).square().mean().sqrt())
-        logger.debug(
-        )
         maps = _measure(samples, own_weight, seen_weight, points, unit2world)
         fused, total = _mean_points(samples, own_weight, seen_weight, points, unit2world, maps)
         relative = total * fused[..., 2].square()  # far points are as good in pixels as near ones
