@@ -21,6 +21,7 @@ from recon3d.align_samples import Cameras, KeptMaps, Masks, Samples
 from recon3d.config import AlignConfig
 from recon3d.cycles import confirmed_edges, cycle_outliers
 from recon3d.geometry import rotation_angle
+from recon3d.pairs_extra import bridges
 from recon3d.types import View
 
 _CYCLE_SHARE = 0.75
@@ -137,7 +138,8 @@ def judge_together(pairs: Pairs, reasons: list[str], n_views: int, config: Align
     A pair that is part of no triangle which closes has its two orders as its only witnesses: they
     must agree well, unless it holds nothing but its two views. So must those of a pair that joins
     two groups, even if triangles close: photos of two places that look alike make several pairs
-    that are wrong in much the same way.
+    that are wrong in much the same way. And where a single pair joins two parts, it must agree the
+    better the more pairs across were refused.
     """
     good, rows = _still_good(pairs, reasons)
     limit_rad = _CYCLE_SHARE * math.radians(config.max_edge_rotation_deg)
@@ -160,6 +162,34 @@ def judge_together(pairs: Pairs, reasons: list[str], n_views: int, config: Align
     one, other = (group[ends.numpy(force=True)] for ends in (good.a, good.b))
     joins = (one != other) & (np.minimum(size[one], size[other]) >= _GROUP)
     _refuse(reasons, rows, joins, "its two orders disagree and no better pair joins its groups")
+    good, rows = _still_good(pairs, reasons)
+    chance = _by_chance(n_views, pairs, good, config)
+    _refuse(
+        reasons, rows, chance, "the only pair of several across that does not contradict itself"
+    )
+
+
+def _by_chance(n_views: int, pairs: Pairs, good: Pairs, config: AlignConfig) -> np.ndarray:
+    """Return which bridges of the graph may hold by chance.
+
+    Of n pairs between random rotations the best agrees within an angle that falls with the cube
+    root of n (the volume of a small ball of rotations): so must a bridge, n being all pairs across
+    the same cut in which the network was confident.
+    """
+    ends, number = _graph(good)[0], {}
+    for k, (a, b) in enumerate(ends.tolist()):
+        number[min(a, b), max(a, b)] = k
+    every, sure = _graph(pairs)[0], pairs.confidence.numpy(force=True)
+    every = every[sure >= config.min_edge_confidence]
+    gap = good.rotation_gap_deg.numpy(force=True)
+    result = np.zeros(len(good), dtype=bool)
+    for bridge, side in bridges(n_views, number):
+        inside = np.zeros(n_views, dtype=bool)
+        inside[side] = True
+        n_across = int((inside[every[:, 0]] != inside[every[:, 1]]).sum())
+        k = number[bridge]
+        result[k] = n_across > 1 and gap[k] > _ALONE_ROTATION_DEG / n_across ** (1 / 3)
+    return result
 
 
 def _still_good(pairs: Pairs, reasons: Sequence[str]) -> tuple[Pairs, list[int]]:
