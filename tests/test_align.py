@@ -402,6 +402,27 @@ def test_pairs_that_are_wrong_alike_do_not_join_two_groups(angle_deg: float, n_p
     assert refused == [reason] * (2 if n_placed == 4 else 0)
 
 
+@pytest.mark.parametrize(
+    ("angle_deg", "n_refused", "n_placed"), [(10.0, 0, 8), (10.0, 7, 4), (4.0, 7, 8)]
+)
+def test_the_one_pair_that_agrees_among_many_across_must_agree_well(
+    angle_deg: float, n_refused: int, n_placed: int
+):
+    truth = exact_scene(8)
+    halves = ((0, 1, 2, 3), (4, 5, 6, 7))
+    within = [(a, b) for half in halves for a in half for b in half if a < b]
+    across = [(a, b) for a in halves[0] for b in halves[1] if (a, b) != (3, 4)][:n_refused]
+    bridge = [turned(p, angle_deg * (p.i == 3)) for p in truth.predictions([(3, 4)])]
+    nonsense = [turned(p, 90.0 * (p.i < p.j)) for p in truth.predictions(across)]
+    predictions = truth.predictions(within) + bridge + nonsense
+    scene = align(predictions, truth.views, CONFIG)
+    assert len(scene.views) == n_placed
+    found = {(edge.first, edge.second): edge for edge in scene.edges}
+    assert found["3.jpg", "4.jpg"].used is (n_placed == 8)
+    if n_placed == 4:
+        assert "only pair of several across" in found["3.jpg", "4.jpg"].reason
+
+
 def test_one_photo_may_hang_on_pairs_that_are_less_sure():
     truth = exact_scene(5)
     predictions = [turned(p, 25.0 * (p.i == 4)) for p in truth.predictions()]
