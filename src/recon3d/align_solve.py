@@ -4,7 +4,6 @@ Unknowns are left perturbations exp(rotation, translation, log scale) of each vi
 What holds views in place (a root, given poses) narrows or pulls them.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -313,6 +312,18 @@ class _Solver:
         self.position = np.empty(n_views, dtype=np.int64)
         self.position[order] = np.arange(n_views)
         self.band = int(np.abs(self.position[a] - self.position[b]).max(initial=0))
+        if self.band > _BANDED_VIEWS:
+            return
+        # where each number of the blocks goes in the band: [row - column, column], flat
+        views = np.arange(n_views)
+        ends = np.stack((np.concatenate((views, a)), np.concatenate((views, b))))
+        rows, columns = 7 * self.position[ends][..., None] + np.arange(7)
+        below = rows[:, :, None] - columns[:, None, :]
+        place = below * 7 * n_views + columns[:, None, :]
+        mirrored = -below * 7 * n_views + rows[:, :, None]  # of a block above the diagonal
+        across = np.arange(len(below))[:, None, None] >= n_views
+        self.keep = (below >= 0) | across
+        self.place = np.where(below >= 0, place, mirrored)[self.keep]
 
     def step(self, blocks: Blocks, damping: float) -> Float64[Tensor, "view 7"]:
         """Return the step that the system asks for."""
@@ -326,26 +337,15 @@ class _Solver:
     def _direct(self, blocks: Blocks) -> Float64[Tensor, "view 7"]:
         from scipy.linalg import solveh_banded
 
-        n = self.n_views
-        band = np.zeros((7 * (self.band + 1), 7 * n))  # band[row - column, column]
-        views = np.arange(n)
-        a, b = (t.numpy(force=True) for t in (self.i, self.j))
-        across = blocks.across.numpy(force=True)
-        later = self.position[a] >= self.position[b]
-        for row, column, values in (
-            (views, views, blocks.diagonal.numpy(force=True)),
-            (a[later], b[later], across[later]),
-            (b[~later], a[~later], across[~later].transpose(0, 2, 1)),
-        ):
-            rows, columns = 7 * self.position[row], 7 * self.position[column]
-            for k, m in itertools.product(range(7), range(7)):
-                below = rows + k - columns - m
-                keep = below >= 0
-                np.add.at(band, (below[keep], columns[keep] + m), values[keep, k, m])
-        right = np.zeros((n, 7))
+        n = 7 * self.n_views
+        values = torch.cat((blocks.diagonal, blocks.across)).numpy(force=True)
+        band = np.bincount(self.place, values[self.keep], minlength=7 * (self.band + 1) * n)
+        right = np.zeros((self.n_views, 7))
         right[self.position] = blocks.gradient.numpy(force=True)
-        solved = solveh_banded(band, right.ravel(), lower=True, check_finite=False)
-        step = -solved.reshape(n, 7)[self.position]
+        solved = solveh_banded(
+            band.reshape(-1, n), right.ravel(), lower=True, overwrite_ab=True, check_finite=False
+        )
+        step = -solved.reshape(-1, 7)[self.position]
         return torch.from_numpy(step).to(blocks.gradient.device)
 
 
