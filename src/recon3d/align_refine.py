@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _NOISE_FLOOR = 0.5
 """Least noise of a map, relative to the median map: no map may win by agreeing with itself."""
-_SETTLED = 3e-6
+_SETTLED = 1e-5
 """Typical change of the similarity between the views of a pair at which the alternation stops.
 
 Neither the place of a view in a long walk nor the one pair in thousands that settles last counts.
@@ -92,7 +92,7 @@ def refine(
     steps, change, i, j = 0, 1.0, samples.i, samples.j
     between = torch.full((len(i), 4, 4), 1e6).to(unit2world)
     while steps < config.max_iterations and change > _SETTLED:
-        limit = 10 if steps == 0 else 2
+        limit = 10 if steps == 0 else 1
         unit2world = solve_similarities(problem_now(), unit2world, anchors, limit)
         steps += limit
         before, between = between, compose(torch.linalg.inv(unit2world)[i], unit2world[j])
