@@ -1,9 +1,10 @@
 """Spoil the simulated scenes of the alignment benchmark and align them all the same.
 
-    python benchmarks/robustness.py INPUT.npz [...]
+    python benchmarks/robustness.py INPUT.npz [...] [--seeds 1]
 
-Prints one JSON line per input and way of spoiling: camera errors of the clean input and of the
-spoilt one (`benchmarks/alignment.py` says how they are measured), photos placed and placed wrongly.
+Prints one JSON line per input, way of spoiling and seed of its random choices: camera errors of the
+clean input and of the spoilt one (`benchmarks/alignment.py` says how they are measured), their
+ratios, photos placed and placed wrongly.
 
 nonsense: of 10 % of the pairs, both orders get a wrong relative pose, each its own;
 conspiracy: of 10 % of the pairs, both orders agree on the same wrong relative pose;
@@ -14,9 +15,12 @@ A photo counts as placed wrongly if its rotation is off by more than 5 degrees o
 than 10 % of the size of the scene, after the similarity that fits most photos of the scene.
 """
 
+import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,26 +37,34 @@ WRONG_DEG = 5.0
 WRONG_CENTRE = 0.1
 
 
-def main(paths: list[str]) -> None:
+def main() -> None:
     """Measure every input."""
-    if not paths:
-        raise SystemExit(__doc__)
-    for path in paths:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("inputs", nargs="+", metavar="INPUT.npz")
+    parser.add_argument("--seeds", type=int, default=1)
+    options = parser.parse_args()
+    for path in options.inputs:
         with np.load(path) as archive:
             truth = {n: archive[n] for n in archive.files if n not in ("pts3d_world", "depth")}
         clean = largest(truth)
         before = score(truth, clean)
-        for kind in ("nonsense", "conspiracy", "elsewhere"):
-            figures = measure(truth, kind)
-            line = {"input": Path(path).name, "kind": kind}
+        kinds = ("nonsense", "conspiracy", "elsewhere")
+        for kind, seed in itertools.product(kinds, range(options.seeds)):
+            figures = measure(truth, kind, seed)
+            line = {"input": Path(path).name, "kind": kind, "seed": seed}
             line |= {f"clean_{name}": round(float(v), 5) for name, v in before.items()}
+            if kind != "elsewhere":
+                line |= {
+                    f"{name}_ratio": round(figures[name] / float(before[name]), 3)
+                    for name in ("rot_deg_mean", "trans_rel_mean")
+                }
             sys.stdout.write(json.dumps(line | figures) + "\n")
             sys.stdout.flush()
 
 
-def measure(truth: Arrays, kind: str) -> dict[str, object]:
+def measure(truth: Arrays, kind: str, seed: int) -> dict[str, Any]:
     """Return the figures of one way of spoiling."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     n_views = len(truth["cam2world"])
     pairs = sorted({tuple(sorted(edge)) for edge in truth["edges"].tolist()})
     there = np.zeros(n_views, dtype=bool)
@@ -73,7 +85,7 @@ def measure(truth: Arrays, kind: str) -> dict[str, object]:
             spoilt["pts3d_2_in_1"][e] = misplaced(truth, e, turn, shift, backwards=(i, j) != (a, b))
     predictions, views = inputs(spoilt)
     scenes = align_groups(predictions, views, AlignConfig())
-    figures: dict[str, object] = {
+    figures: dict[str, Any] = {
         "photos": n_views,
         "pairs": len(pairs),
         "spoilt_pairs": len(wrong),
@@ -180,4 +192,4 @@ def misplaced_photos(truth: Arrays, scene: Scene, members: np.ndarray, part: np.
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -9,6 +9,7 @@ import torch
 
 from exact_scene import ExactScene, errors, exact_scene
 from recon3d.align import NOT_PLACED, align, align_groups
+from recon3d.align_verdicts import ELSEWHERE
 from recon3d.config import AlignConfig
 from recon3d.errors import DisconnectedError
 from recon3d.geometry import so3_exp, transform_points, unproject
@@ -383,8 +384,49 @@ def test_a_lone_pair_that_joins_two_groups_must_be_sure(angle_deg: float, n_plac
     bridge = [turned(p, angle_deg * (p.i == 2)) for p in truth.predictions([(2, 3)])]
     scene = align(truth.predictions(within) + bridge, truth.views, CONFIG)
     assert len(scene.views) == n_placed
-    refused = [e.reason for e in scene.edges if not e.used]
+    refused = [e.reason for e in scene.edges if not e.used and e.reason != ELSEWHERE]
     assert refused == ["its two orders disagree and no other pair confirms it"] * (n_placed == 3)
+
+
+@pytest.mark.parametrize(("angle_deg", "n_placed"), [(25.0, 4), (10.0, 8)])
+def test_pairs_that_are_wrong_alike_do_not_join_two_groups(angle_deg: float, n_placed: int):
+    truth = exact_scene(8)
+    halves = ((0, 1, 2, 3), (4, 5, 6, 7))
+    within = [(a, b) for half in halves for a in half for b in half if a < b]
+    # both pairs are wrong alike, so that the triangle (3, 4, 5) closes
+    bridges = [turned(p, angle_deg * (p.i == 3)) for p in truth.predictions([(3, 4), (3, 5)])]
+    scene = align(truth.predictions(within) + bridges, truth.views, CONFIG)
+    assert len(scene.views) == n_placed
+    refused = [e.reason for e in scene.edges if not e.used and e.reason != ELSEWHERE]
+    reason = "its two orders disagree and no better pair joins its groups"
+    assert refused == [reason] * (2 if n_placed == 4 else 0)
+
+
+@pytest.mark.parametrize(
+    ("angle_deg", "n_refused", "n_placed"), [(10.0, 0, 8), (10.0, 7, 4), (4.0, 7, 8)]
+)
+def test_the_one_pair_that_agrees_among_many_across_must_agree_well(
+    angle_deg: float, n_refused: int, n_placed: int
+):
+    truth = exact_scene(8)
+    halves = ((0, 1, 2, 3), (4, 5, 6, 7))
+    within = [(a, b) for half in halves for a in half for b in half if a < b]
+    across = [(a, b) for a in halves[0] for b in halves[1] if (a, b) != (3, 4)][:n_refused]
+    bridge = [turned(p, angle_deg * (p.i == 3)) for p in truth.predictions([(3, 4)])]
+    nonsense = [turned(p, 90.0 * (p.i < p.j)) for p in truth.predictions(across)]
+    predictions = truth.predictions(within) + bridge + nonsense
+    scene = align(predictions, truth.views, CONFIG)
+    assert len(scene.views) == n_placed
+    found = {(edge.first, edge.second): edge for edge in scene.edges}
+    assert found["3.jpg", "4.jpg"].used is (n_placed == 8)
+    if n_placed == 4:
+        assert "only pair of several across" in found["3.jpg", "4.jpg"].reason
+
+
+def test_one_photo_may_hang_on_pairs_that_are_less_sure():
+    truth = exact_scene(5)
+    predictions = [turned(p, 25.0 * (p.i == 4)) for p in truth.predictions()]
+    assert len(align(predictions, truth.views, CONFIG).views) == 5
 
 
 def test_a_pair_that_holds_two_photos_alone_may_be_less_sure():

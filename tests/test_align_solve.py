@@ -143,7 +143,9 @@ def test_the_solver_never_makes_it_worse_and_keeps_a_loose_view():
     extended = torch.cat((unit2world, torch.eye(4, dtype=torch.float64)[None]))
     held = anchors(4, 0)
     solved = solve_similarities(parts, extended, held, 20)
-    assert align_solve._cost(parts, solved, held) < align_solve._cost(parts, extended, held)
+    assert align_solve.robust_cost(parts, solved, held) < align_solve.robust_cost(
+        parts, extended, held
+    )
     assert torch.equal(solved[3], extended[3])
     rotation = solved[:, :3, :3] / solved[:, :3, 0].norm(dim=-1)[:, None, None]
     assert float(rotation_angle(rotation.mT @ rotation).max()) < 1e-9

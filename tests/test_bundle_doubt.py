@@ -156,3 +156,13 @@ def test_tracks_that_lost_their_observations_change_nothing():
     clean = camera_doubt(problem(), true_rig(), fewer)
     assert bool(spoilt.isfinite().all())
     torch.testing.assert_close(spoilt, clean, rtol=0.15, atol=0)
+
+
+def test_an_angle_is_never_more_uncertain_than_half_a_turn():
+    few = observed(30.0, 0)
+    keep = few.track < 3  # less than the cameras need, and noisy
+    tracks = Tracks(track=few.track[keep], view=few.view[keep], pixels=few.pixels[keep], n_tracks=3)
+    doubt = camera_doubt(problem(), true_rig(), tracks)
+    known = doubt[doubt[:, 0].isfinite(), 0]
+    assert len(known) > 0
+    assert float(known.max()) == 180.0

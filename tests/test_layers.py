@@ -26,6 +26,7 @@ LAYERS = (
     "score_table synth.cameras synth.family_indoor synth.family_outdoor synth.family_piles",
     "align_given align_refine align_dense bundle warm_start weights_info synth.families",
     "align_place refinement synth.folder",
+    "align_verdicts",
     "align synth batches",
     "export training two_view contact_sheet",
     "train pretrain",

@@ -16,6 +16,7 @@ from recon3d.pairs import (
     LEGAL_STRATEGIES,
     MAX_KEYS,
     connected_components,
+    is_video,
     needs_similarity,
     pair_graph,
     retrieval_pairs,
@@ -118,6 +119,25 @@ def test_auto_uses_the_similarity_of_many_photos():
     )
     assert pair_graph("auto", 12, similarity[:12, :12]) == pair_graph("complete", 12)
     assert pair_graph("window:2", 30, similarity) == pair_graph("window:2", 30)
+
+
+def similarity_along(position: np.ndarray) -> np.ndarray:
+    """Return how alike views are that lie on a closed path of length 1, with some noise."""
+    apart = np.abs(position[:, None] - position)
+    noise = random_similarity(len(position), 1)
+    return np.exp(-20 * np.minimum(apart, 1 - apart)) + 0.005 * noise
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_auto_looks_further_than_the_next_frames_of_a_video(share: float):
+    frames = similarity_along(share * np.arange(40) / 40)  # a whole loop, and half of one
+    assert is_video(frames)
+    assert pair_graph("auto", 40, frames) == pair_graph("logwin:4", 40)
+    assert pair_graph("auto", 12, frames[:12, :12]) == pair_graph("complete", 12)
+    shuffled = np.random.default_rng(0).permutation(40)
+    photos = frames[shuffled][:, shuffled]
+    assert not is_video(photos)
+    assert pair_graph("auto", 40, photos) == pair_graph(f"retrieval:{AUTO_RETRIEVAL}", 40, photos)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recon3d.pairs import connected_components
-from recon3d.pairs_extra import _bridges, extra_pairs
+from recon3d.pairs_extra import bridges, extra_pairs
 
 COMPLETE5 = [(i, j) for i in range(5) for j in range(i + 1, 5)]
 
@@ -56,7 +56,7 @@ def test_the_weakest_bridge_comes_first():
     assert extra_pairs(5, pairs, strength, similarity, 2) == [(2, 4), (2, 3)]
 
 
-def test_one_new_pair_may_mend_several_bridges():
+def test_one_new_pair_may_mend_severalbridges():
     chain = [(0, 1), (1, 2), (2, 3), (3, 4)]
     similarity = similarity_of(5, {(0, 4): 0.9})
     assert extra_pairs(5, chain, ones(chain), similarity, 10) == [(0, 4)]
@@ -79,7 +79,7 @@ def test_without_similarity_neighbours_in_time_are_preferred():
 def test_nothing_predicted_yet_gives_a_ring():
     pairs = extra_pairs(6, [], np.zeros(0), None, 100)
     assert connected_components(6, pairs) == [list(range(6))]
-    assert list(_bridges(6, dict.fromkeys(pairs, 1.0))) == []
+    assert list(bridges(6, dict.fromkeys(pairs, 1.0))) == []
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_bridges_equal_a_plain_search(graph):
         after = connected_components(n_views, [other for other in pairs if other != pair])
         if len(after) > len(before):
             plain[pair] = [group for group in after if group not in before]
-    found = dict(_bridges(n_views, dict.fromkeys(pairs, 1.0)))
+    found = dict(bridges(n_views, dict.fromkeys(pairs, 1.0)))
     assert found.keys() == plain.keys()
     for pair, side in found.items():
         assert side in plain[pair]
@@ -139,5 +139,5 @@ def test_what_is_added_is_new_within_budget_and_mends_the_graph(graph, budget):
     if budget == 60 and not useless:
         assert len(connected_components(n_views, good + added)) == 1
         complete = n_views * (n_views - 1) // 2
-        left = list(_bridges(n_views, dict.fromkeys(good + added, 1.0)))
+        left = list(bridges(n_views, dict.fromkeys(good + added, 1.0)))
         assert not left or len(good) + len(added) == complete

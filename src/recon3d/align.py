@@ -9,8 +9,7 @@ all views together (`align_refine`), the published objective is minimised from t
 """
 
 import logging
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -37,12 +36,12 @@ from recon3d.align_place import (
 from recon3d.align_polish import Freedom, polish
 from recon3d.align_refine import Solution
 from recon3d.align_samples import Cameras, Masks, base_point, denser_samples, take_samples
-from recon3d.align_solve import pose_uncertainty, rotation_sigma
+from recon3d.align_verdicts import edge_verdicts, verdicts_elsewhere, view_verdicts
 from recon3d.config import AlignConfig
 from recon3d.errors import DisconnectedError
 from recon3d.geometry import compose, invert_rigid
 from recon3d.progress import Track, silent
-from recon3d.types import EdgeVerdict, LeftOut, PairPrediction, Scene, Verdict, View
+from recon3d.types import LeftOut, PairPrediction, Scene, View
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +95,13 @@ def align_groups(
 ) -> tuple[Scene, ...]:
     """Return a scene for each group of photos that good pairs join, largest first.
 
-    Arguments and errors as for `align`; at most `limit` scenes. Groups do not share a world.
+    Arguments and errors as for `align`; at most `limit` scenes. Groups do not share a world. Every
+    pair has its verdict in the scenes that it touches, else in the first.
     """
-    raw, maps = take_samples(predictions, views, config, cameras=cameras, masks=masks)
+    predicted: set[tuple[int, int]] = set()
+    raw, maps = take_samples(
+        _noted(predictions, predicted), views, config, cameras=cameras, masks=masks
+    )
     known = lenses(views, config, cameras)
     canonical, samples = canonical_views(raw, known)
     edges = measure_edges(samples, canonical)
@@ -122,8 +125,19 @@ def align_groups(
         logger.info("aligned %d of %d photos", len(placed.members), len(views))
     if not scenes:
         raise DisconnectedError(why_disconnected(evidence.pairs, views, config))
+    elsewhere = verdicts_elsewhere(evidence, taken, reasons, predicted)
+    scenes[0] = replace(scenes[0], edges=scenes[0].edges + elsewhere)
     track("align", 3, 3)
     return tuple(scenes)
+
+
+def _noted(
+    predictions: Iterable[PairPrediction], pairs: set[tuple[int, int]]
+) -> Iterator[PairPrediction]:
+    """Pass on the predictions, adding their pairs (lower view first) to a set."""
+    for prediction in predictions:
+        pairs.add((min(prediction.i, prediction.j), max(prediction.i, prediction.j)))
+        yield prediction
 
 
 def _scene(
@@ -164,13 +178,13 @@ def _scene(
         intrinsics=torch.stack(intrinsics).float().cpu(),
         depth=tuple(d * (float(scale[n]) * unit) for n, (d, _) in zip(members, fused, strict=True)),
         confidence=tuple(c for _, c in fused),
-        verdicts=_verdicts(placed, unit),
+        verdicts=view_verdicts(placed, unit),
         left_out=tuple(
             LeftOut(name=view.name, reason=NOT_PLACED)
             for n, view in enumerate(views)
             if n not in members
         ),
-        edges=_edge_verdicts(evidence, placed, reasons),
+        edges=edge_verdicts(evidence, placed, reasons),
     )
 
 
@@ -191,73 +205,3 @@ def _intrinsics(evidence: Evidence, solution: Solution, n: int) -> Float64[Tenso
     matrix[[0, 1], [0, 1]] = solution.lens.focal[n].cpu()
     matrix[:2, 2] = centre + solution.lens.centre[n].cpu()
     return matrix
-
-
-def _verdicts(placed: Placed, unit: float) -> tuple[Verdict, ...]:
-    """Return how far to trust each placed view."""
-    solution, samples = placed.solution, placed.samples
-    factor = _error_factor(placed)
-    turn, move = pose_uncertainty(
-        solution.problem, solution.unit2world, placed.begin.anchors, factor
-    )
-    verdicts = []
-    both = torch.cat((samples.i, samples.j)).cpu()
-    order = both.argsort(stable=True)
-    ends = torch.bincount(both, minlength=len(samples.pixel)).cumsum(0).tolist()
-    for n in placed.members:
-        rows = order[ends[n - 1] if n else 0 : ends[n]] % len(samples.i)
-        verdicts.append(
-            Verdict(
-                residual=float(solution.seen_residual[rows].median()),
-                edges=len(torch.unique(placed.pair_of_row[rows])),
-                rotation_uncertainty_deg=float(torch.rad2deg(turn[n])),
-                focal_source=solution.lens.source[n],
-                inliers=float(solution.inliers[rows].mean()),
-                position_uncertainty=float(move[n]) * unit,
-            )
-        )
-    return tuple(verdicts)
-
-
-def _error_factor(placed: Placed) -> float:
-    """Return by how much the pairs disagree with the scene more than independent pixels would.
-
-    Neighbouring pixels err together, so pairs are the independent measurements (their a-posteriori
-    variance, reduced by what the poses took). nan where there are no more pairs than poses. Errors
-    that all pairs share cannot be seen this way.
-    """
-    expected = rotation_sigma(placed.solution.problem, placed.solution.unit2world)
-    n_edges, spare = len(expected), len(expected) - (len(placed.members) - 1)
-    if spare < 1:
-        return math.nan
-    ratio = placed.angle_rad.square().sum() / expected.square().sum()
-    return math.sqrt(float(ratio) * n_edges / spare)
-
-
-def _edge_verdicts(
-    evidence: Evidence, placed: Placed, reasons: Sequence[str]
-) -> tuple[EdgeVerdict, ...]:
-    """Return what became of every pair that touches a placed view."""
-    pairs, solution = evidence.pairs, placed.solution
-    n_pairs = len(pairs)
-    figures = [
-        values.new_zeros(n_pairs).index_add_(0, placed.pair_of_row, values).cpu()
-        for values in (
-            solution.seen_residual, solution.inliers, torch.rad2deg(placed.angle_rad)
-        )
-    ]  # fmt: skip
-    count = torch.bincount(placed.pair_of_row.cpu(), minlength=n_pairs)
-    residual, inliers, angle = ((total / count).tolist() for total in figures)  # 0 / 0 is nan
-    members = set(placed.members)
-    names = [view.name for view in evidence.views]
-    return tuple(
-        EdgeVerdict(
-            first=names[a], second=names[b], used=bool(count[k]), reason=reasons[k],
-            confidence=confidence, residual=residual[k], rotation_error_deg=angle[k],
-            inliers=inliers[k],
-        )
-        for k, (a, b, confidence) in enumerate(
-            zip(pairs.a.tolist(), pairs.b.tolist(), pairs.confidence.tolist(), strict=True)
-        )
-        if a in members or b in members
-    )  # fmt: skip

@@ -11,8 +11,17 @@ from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
 from recon3d.align_polish import Polished
-from recon3d.align_samples import TINY, KeptMaps, Map, Masks, Samples, pixel_weight, weighted_median
-from recon3d.geometry import compose, pixel_grid, transform_points
+from recon3d.align_samples import (
+    TINY,
+    KeptMaps,
+    Map,
+    Masks,
+    Samples,
+    edge_chunks,
+    pixel_weight,
+    weighted_median,
+)
+from recon3d.geometry import compose, dot, pixel_grid, transform_points
 
 _PIXEL_ROUNDS = 10
 _CHUNK_PIXELS = 16384
@@ -88,9 +97,9 @@ def view_depth(
         points = transform_points(transform, points.nan_to_num(0, 0, 0))
         weight = torch.where(points[..., 2] > 0, weight, 0.0)
         rays = flat[cut]
-        along = rays.square().sum(-1)
-        offset = (points * rays).sum(-1) / along
-        across = (points - offset[..., None] * rays).square().sum(-1) / along
+        along = dot(rays, rays)
+        offset = dot(points, rays) / along
+        across = (points - offset[..., None] * rays).norm(dim=-1).square() / along
         depth[cut], trust[cut] = fuse_depth(offset, across, weight, confidence, typical)
     return depth.view(height, width), trust.view(height, width)
 
@@ -138,10 +147,12 @@ def typical_spread(
         (0, samples.i, samples.own, samples.own_weight),
         (1, samples.j, samples.seen, samples.seen_weight),
     ):
-        z = transform_points(map2unit[:, side], points)[..., 2]
-        gap = (z - depth[views]).abs() / depth[views].clamp_min(TINY)
-        for view, row, known in zip(views.tolist(), gap, weight > 0, strict=True):
-            gaps[view].append(row[known])
+        for cut in edge_chunks(points):
+            z = transform_points(map2unit[cut, side], points[cut])[..., 2]
+            expected = depth[views[cut]]
+            gap = (z - expected).abs() / expected.clamp_min(TINY)
+            for view, row, known in zip(views[cut].tolist(), gap, weight[cut] > 0, strict=True):
+                gaps[view].append(row[known])
     medians = [torch.cat(rows) if rows else depth.new_zeros(0) for rows in gaps]
     return torch.stack([row.median() if len(row) else row.new_zeros(()) for row in medians])
 

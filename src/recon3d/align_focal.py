@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from recon3d.align_samples import TINY, Cameras, weighted_median
+from recon3d.align_samples import TINY, Cameras, edge_chunks, weighted_median
 from recon3d.config import AlignConfig, CamerasAre
+from recon3d.geometry import dot
 from recon3d.types import View
 
 _PRIOR_RATIO = 1.35
@@ -158,14 +159,17 @@ def weiszfeld_focal(
     Minimises the unsquared reprojection distance (Wang et al., DUSt3R, CVPR 2024, section 3.3),
     principal point at pixel 0; kept within 0.35 to 4 times the long edge.
     """
-    ray, usable = _rays(points, weight)
-    robust, focal = usable, long_edge
-    for _ in range(15):
-        numerator = (robust * (ray * pixel).sum(-1)).sum(-1)
-        focal = numerator / (robust * ray.square().sum(-1)).sum(-1).clamp_min(TINY)
-        distance = (pixel - focal[:, None, None] * ray).norm(dim=-1)
-        robust = usable / (distance + 1e-3)
-    return focal.clamp(_LEAST * long_edge, _MOST * long_edge)
+    found = torch.empty_like(long_edge)
+    for cut in edge_chunks(points):
+        ray, usable = _rays(points[cut], weight[cut])
+        along, across = dot(ray, pixel[cut]), dot(ray, ray)
+        robust, focal = usable, long_edge[cut]
+        for _ in range(15):
+            focal = (robust * along).sum(-1) / (robust * across).sum(-1).clamp_min(TINY)
+            distance = (pixel[cut] - focal[:, None, None] * ray).norm(dim=-1)
+            robust = usable / (distance + 1e-3)
+        found[cut] = focal
+    return found.clamp(_LEAST * long_edge, _MOST * long_edge)
 
 
 def resect(

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from recon3d.align_focal import Lenses, focal_range, resect
-from recon3d.align_samples import EXACT, TINY, Samples, weighted_median
+from recon3d.align_samples import EXACT, TINY, Samples, edge_chunks, weighted_median
 from recon3d.config import AlignConfig
 from recon3d.geometry import compose, rotation_angle, similarity, transform_points, umeyama
 from recon3d.pairs import connected_components
@@ -23,7 +23,6 @@ from recon3d.pairs import connected_components
 _MAX_SCALE_RATIO = 2.0
 """Largest disagreement between the scales that the two orders of a pair predict."""
 _ROUNDS = 8
-_CHUNK_EDGES = 1024
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +39,10 @@ class Edges:
 
     unit_j2unit_i: Float64[Tensor, "edge 4 4"]
     residual: Float64[Tensor, " edge"]
+
+    def take(self, rows: Int64[Tensor, " row"]) -> "Edges":
+        """Return only these edges."""
+        return Edges(unit_j2unit_i=self.unit_j2unit_i[rows], residual=self.residual[rows])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,21 +104,27 @@ def canonical_views(samples: Samples, known_lenses: Lenses) -> tuple[Canonical, 
     is never first in a pair has no own-frame map: its camera is resected from what one pair sees.
     """
     n_views, n_samples = samples.pixel.shape[:2]
-    i, weight = samples.i, samples.own_weight
+    i, weight, chunks = samples.i, samples.own_weight, list(edge_chunks(samples.own))
     scale = weighted_median(samples.own[..., 2], weight)
-    robust, points = weight, samples.own.new_zeros(n_views, n_samples, 3)
+    robust, points = weight.clone(), samples.own.new_zeros(n_views, n_samples, 3)
+    gap = torch.zeros_like(weight)
     for _ in range(6):
-        own = samples.own / scale[:, None, None]
-        total = weight.new_zeros(n_views, n_samples).index_add_(0, i, robust)
-        points = torch.zeros_like(points).index_add_(0, i, robust[..., None] * own)
-        points = points / total.clamp_min(TINY)[..., None]
-        depth = points[i, :, 2]
-        gap = (own - points[i]).norm(dim=-1)
+        total, mean = torch.zeros_like(points[..., 0]), torch.zeros_like(points)
+        for cut in chunks:
+            own = samples.own[cut] / scale[cut, None, None]
+            total.index_add_(0, i[cut], robust[cut])
+            mean.index_add_(0, i[cut], robust[cut, :, None] * own)
+        points = mean / total.clamp_min(TINY)[..., None]
+        for cut in chunks:
+            own = samples.own[cut] / scale[cut, None, None]
+            gap[cut] = (own - points[i[cut]]).norm(dim=-1)
         noise = weighted_median(gap, weight)
         noise = torch.hypot(noise, 0.5 * noise.median() + EXACT)[:, None]
-        robust = weight / noise.square() / (1 + (gap / (2 * noise)).square())
-        ratio = samples.own[..., 2] / depth.clamp_min(TINY)
-        scale = weighted_median(ratio, robust * (depth > 0))
+        for cut in chunks:
+            depth, wide = points[i[cut], :, 2], 2 * noise[cut]
+            robust[cut] = weight[cut] / noise[cut].square() / (1 + (gap[cut] / wide).square())
+            ratio = samples.own[cut, :, 2] / depth.clamp_min(TINY)
+            scale[cut] = weighted_median(ratio, robust[cut] * (depth > 0))
     counts = torch.bincount(i, minlength=n_views).clamp_min(1)
     known = torch.zeros_like(points[..., 2]).index_add_(0, i, weight) / counts[:, None]
     for n in sorted(set(samples.j.tolist()) - set(i.tolist())):
@@ -148,8 +157,7 @@ def rotation_of(matrix: Float64[Tensor, "*batch 4 4"]) -> Float64[Tensor, "*batc
 def measure_edges(samples: Samples, canonical: Canonical) -> Edges:
     """Return the best similarity of each ordered pair between the canonical views."""
     matrices, residuals = [], []
-    for start in range(0, len(samples.i), _CHUNK_EDGES):
-        cut = slice(start, start + _CHUNK_EDGES)
+    for cut in edge_chunks(samples.seen):
         own, seen = canonical.points[samples.j[cut]], samples.seen[cut]
         weight = samples.seen_weight[cut] * (canonical.weight[samples.j[cut]] > 0)
         robust, distance = weight, weight

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
@@ -20,6 +21,7 @@ from recon3d.align_samples import Cameras, KeptMaps, Masks, Samples
 from recon3d.config import AlignConfig
 from recon3d.cycles import confirmed_edges, cycle_outliers
 from recon3d.geometry import rotation_angle
+from recon3d.pairs_extra import bridges
 from recon3d.types import View
 
 _CYCLE_SHARE = 0.75
@@ -27,6 +29,8 @@ _CYCLE_SHARE = 0.75
 _ALONE_ROTATION_DEG, _ALONE_SCALE = 15.0, 1.5
 """Largest disagreement of the two orders of a pair that no other confirms; two random rotations
 come that near once in a thousand."""
+_GROUP = 3
+"""So many views joined by pairs whose orders agree are a group; fewer may hang on others."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,10 +86,10 @@ def place(
         rows, pair_of_row = good.rows()
         used = evidence.samples.take(rows)
         solution = refine(
-            used, evidence.canonical, begin.unit2world, evidence.edges.residual[rows],
-            begin.anchors, evidence.lenses, config,
+            used, evidence.canonical, begin.unit2world, evidence.edges.take(rows), begin.anchors,
+            evidence.lenses, config,
         )  # fmt: skip
-        angle_rad = _rotation_error_rad(solution, used, evidence.edges.unit_j2unit_i[rows])
+        angle_rad = rotation_error_rad(solution, used, evidence.edges.unit_j2unit_i[rows])
         residual, angle = (_by_pair(x, pair_of_row) for x in (solution.seen_residual, angle_rad))
         astray = (residual > 1.5 * config.max_edge_residual) | (
             torch.rad2deg(angle) > config.max_edge_rotation_deg
@@ -132,32 +136,88 @@ def judge_together(pairs: Pairs, reasons: list[str], n_views: int, config: Align
     """Add the reasons that only other pairs give: contradicted cycles, or no second witness.
 
     A pair that is part of no triangle which closes has its two orders as its only witnesses: they
-    must agree well, unless it holds nothing but its two views.
+    must agree well, unless it holds nothing but its two views. So must those of a pair that joins
+    two groups, even if triangles close: photos of two places that look alike make several pairs
+    that are wrong in much the same way. And where a single pair joins two parts, it must agree the
+    better the more pairs across were refused.
     """
-    free = [k for k, reason in enumerate(reasons) if not reason]
-    rows = torch.tensor(free, dtype=torch.long)
+    good, rows = _still_good(pairs, reasons)
     limit_rad = _CYCLE_SHARE * math.radians(config.max_edge_rotation_deg)
-    good = pairs.take(rows)
-    edges = torch.stack((good.a, good.b), dim=-1).numpy(force=True)
-    rotation = rotation_of(good.unit_b2unit_a).numpy(force=True)
-    score = good.score.numpy(force=True)
-    outlier = cycle_outliers(n_views, edges, rotation, score, limit_rad=limit_rad)
-    for k in rows[torch.from_numpy(outlier)].tolist():
-        reasons[k] = "contradicts the cycles it is part of"
-    kept = ~outlier
-    confirmed = confirmed_edges(
-        n_views, edges[kept], rotation[kept], score[kept], limit_rad=limit_rad
-    )
-    good, rows = good.take(torch.from_numpy(kept)), rows[torch.from_numpy(kept)]
+    outlier = cycle_outliers(n_views, *_graph(good), limit_rad=limit_rad)
+    _refuse(reasons, rows, outlier, "contradicts the cycles it is part of")
+    good, rows = _still_good(pairs, reasons)
+    confirmed = confirmed_edges(n_views, *_graph(good), limit_rad=limit_rad)
     degree = torch.bincount(torch.cat((good.a, good.b)), minlength=n_views)
-    alone = (degree[good.a] == 1) & (degree[good.b] == 1)
-    loose = (good.rotation_gap_deg > _ALONE_ROTATION_DEG) | (good.scale_gap > _ALONE_SCALE)
-    doubtful = loose & ~alone & ~torch.from_numpy(confirmed).to(loose.device)
-    for k in rows[doubtful.cpu()].tolist():
-        reasons[k] = "its two orders disagree and no other pair confirms it"
+    alone = ((degree[good.a] == 1) & (degree[good.b] == 1)).numpy(force=True)
+    loose = _is_loose(good)
+    _refuse(
+        reasons, rows, loose & ~alone & ~confirmed,
+        "its two orders disagree and no other pair confirms it",
+    )  # fmt: skip
+    good, rows = _still_good(pairs, reasons)
+    found = groups(n_views, good.take(torch.from_numpy(~_is_loose(good)).to(good.a.device)))
+    group, size = np.empty(n_views, dtype=np.int64), np.array([len(members) for members in found])
+    for number, members in enumerate(found):
+        group[members] = number
+    one, other = (group[ends.numpy(force=True)] for ends in (good.a, good.b))
+    joins = (one != other) & (np.minimum(size[one], size[other]) >= _GROUP)
+    _refuse(reasons, rows, joins, "its two orders disagree and no better pair joins its groups")
+    good, rows = _still_good(pairs, reasons)
+    chance = _by_chance(n_views, pairs, good, config)
+    _refuse(
+        reasons, rows, chance, "the only pair of several across that does not contradict itself"
+    )
 
 
-def _rotation_error_rad(
+def _by_chance(n_views: int, pairs: Pairs, good: Pairs, config: AlignConfig) -> np.ndarray:
+    """Return which bridges of the graph may hold by chance.
+
+    Of n pairs between random rotations the best agrees within an angle that falls with the cube
+    root of n (the volume of a small ball of rotations): so must a bridge, n being all pairs across
+    the same cut in which the network was confident.
+    """
+    ends, number = _graph(good)[0], {}
+    for k, (a, b) in enumerate(ends.tolist()):
+        number[min(a, b), max(a, b)] = k
+    every, sure = _graph(pairs)[0], pairs.confidence.numpy(force=True)
+    every = every[sure >= config.min_edge_confidence]
+    gap = good.rotation_gap_deg.numpy(force=True)
+    result = np.zeros(len(good), dtype=bool)
+    for bridge, side in bridges(n_views, number):
+        inside = np.zeros(n_views, dtype=bool)
+        inside[side] = True
+        n_across = int((inside[every[:, 0]] != inside[every[:, 1]]).sum())
+        k = number[bridge]
+        result[k] = n_across > 1 and gap[k] > _ALONE_ROTATION_DEG / n_across ** (1 / 3)
+    return result
+
+
+def _still_good(pairs: Pairs, reasons: Sequence[str]) -> tuple[Pairs, list[int]]:
+    """Return the pairs that nothing speaks against, and their numbers."""
+    rows = [k for k, reason in enumerate(reasons) if not reason]
+    return pairs.take(torch.tensor(rows, dtype=torch.long, device=pairs.a.device)), rows
+
+
+def _graph(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return ends, rotations and weights of the pairs."""
+    edges = torch.stack((pairs.a, pairs.b), dim=-1)
+    parts = edges, rotation_of(pairs.unit_b2unit_a), pairs.score
+    first, second, third = (part.numpy(force=True) for part in parts)
+    return first, second, third
+
+
+def _is_loose(pairs: Pairs) -> np.ndarray:
+    """Return which pairs their two orders alone cannot vouch for."""
+    loose = (pairs.rotation_gap_deg > _ALONE_ROTATION_DEG) | (pairs.scale_gap > _ALONE_SCALE)
+    return loose.numpy(force=True)
+
+
+def _refuse(reasons: list[str], rows: Sequence[int], bad: np.ndarray, reason: str) -> None:
+    for k in np.flatnonzero(bad).tolist():
+        reasons[rows[k]] = reason
+
+
+def rotation_error_rad(
     solution: Solution, samples: Samples, unit_j2unit_i: Float64[Tensor, "edge 4 4"]
 ) -> Float64[Tensor, " edge"]:
     """Angle between the solved rotation of each edge and the one it votes for by itself."""

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from recon3d.align_focal import Focals
 from recon3d.align_init import rotation_of
-from recon3d.align_samples import TINY, Samples
-from recon3d.geometry import similarity, so3_exp, transform_points, umeyama
+from recon3d.align_samples import TINY, Samples, edge_chunks
+from recon3d.geometry import dot, similarity, so3_exp, transform_points, umeyama
 
 _ROUNDS = 15
 _STILL_ROUNDS = 3
@@ -27,7 +27,6 @@ _TIE = 1.0
 """What it costs that a camera moves by the typical depth, as a share of the objective; squared."""
 _LOOSE = 0.01
 """The same for turning by a radian and for a focal length that grows by a factor of e."""
-_CHUNK_POINTS = 65_536
 _FLOOR = 1e-4
 """Least distance in a reweighting, relative to depth: an exact fit must not divide by zero."""
 
@@ -63,21 +62,19 @@ def polish(
     start, start_lens = unit2world, lens
     pair2world = unit2world[i].clone()
     depth = _first_depth(samples)
-    n_edges = max(1, _CHUNK_POINTS // (2 * n_samples))
     gauge = 0.0
     moving = bool((free.pose | free.focal).any())
     for k in range(_ROUNDS):
         ray = _rays(samples, lens)
         direction = ray @ unit2world[:, :3, :3].mT
         centre = unit2world[:, None, :3, 3]
-        along = direction.square().sum(-1)
+        along = dot(direction, direction)
         world = centre + depth[..., None] * direction
         floor = (_FLOOR * depth * along.sqrt()).clamp_min(TINY)
         pull = world.new_zeros(n_views, n_samples)
         mean = torch.zeros_like(world)
         total = 0.0
-        for first in range(0, len(i), n_edges):
-            cut = slice(first, first + n_edges)
+        for cut in edge_chunks(samples.own):
             a, b = i[cut], j[cut]
             source = torch.cat((samples.own[cut], samples.seen[cut]), dim=1)
             weight = torch.cat((samples.own_weight[cut], samples.seen_weight[cut]), dim=1)
@@ -102,8 +99,8 @@ def polish(
             unit2world[:, :3, 3] += step[:, 3:6]
             lens = replace(lens, focal=lens.focal * step[:, 6:].exp())
             direction = _rays(samples, lens) @ unit2world[:, :3, :3].mT
-            along = direction.square().sum(-1)
-        offset = ((mean - unit2world[:, None, :3, 3]) * direction).sum(-1) / along
+            along = dot(direction, direction)
+        offset = dot(mean - unit2world[:, None, :3, 3], direction) / along
         depth = torch.where(pull > 0, offset, depth)
     return Polished(unit2world=unit2world, lens=lens, pair2world=pair2world, depth=depth)
 
@@ -133,9 +130,10 @@ def _fit(
     """Return the similarity of least squares minus `gauge` times its log-scale."""
     scale, rotation, _ = umeyama(source, target, weight)
     share = weight / weight.sum(-1, keepdim=True).clamp_min(TINY)
-    mean_source = (share[..., None] * source).sum(1)
-    mean_target = (share[..., None] * target).sum(1)
-    spread = (weight * (source - mean_source[:, None]).square().sum(-1)).sum(-1).clamp_min(TINY)
+    mean_source = (share[:, None] @ source).squeeze(1)
+    mean_target = (share[:, None] @ target).squeeze(1)
+    apart = (source - mean_source[:, None]).norm(dim=-1)
+    spread = (weight * apart.square()).sum(-1).clamp_min(TINY)
     scale = (scale + (scale.square() + 4 * gauge / spread).sqrt()) / 2
     shift = mean_target - scale[:, None] * (rotation @ mean_source[..., None]).squeeze(-1)
     return similarity(scale, rotation, shift)
@@ -152,34 +150,12 @@ def _camera_step(
     total: float,
     free: Freedom,
 ) -> Float64[Tensor, "view 7"]:
-    """Return each camera's turn (about its centre), move, and change of log focal length.
-
-    With its depth free, a pixel wants its ray to pass through the mean of what the pairs predict.
-    """
-    direction = ray @ unit2world[:, :3, :3].mT
-    along = direction.square().sum(-1, keepdim=True)
-    toward = mean - unit2world[:, None, :3, 3]
-    depth = (toward * direction).sum(-1, keepdim=True) / along
-    residual = depth * direction - toward
-    x, y, z = (depth * direction).unbind(-1)
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    flat = torch.cat((-ray[..., :2], zero[..., None]), dim=-1) @ unit2world[:, :3, :3].mT
-    derivative = torch.stack(
-        (
-            torch.stack((zero, -z, y), dim=-1), torch.stack((z, zero, -x), dim=-1),
-            torch.stack((-y, x, zero), dim=-1), torch.stack((one, zero, zero), dim=-1),
-            torch.stack((zero, one, zero), dim=-1), torch.stack((zero, zero, one), dim=-1),
-            depth * flat,
-        ),
-        dim=-2,
-    )  # fmt: skip
-    unit = (direction / along.sqrt())[..., None, :]
-    derivative = derivative - (derivative * unit).sum(-1, keepdim=True) * unit
-    weighted = derivative * pull[..., None, None]
-    matrix = torch.einsum("vskx,vslx->vkl", weighted, derivative)
-    gradient = torch.einsum("vskx,vsx->vk", weighted, residual)
-
-    size = (pull * depth[..., 0] * along[..., 0].sqrt()).sum() / pull.sum().clamp_min(TINY)
+    """Return each camera's turn (about its centre), move, and change of log focal length."""
+    parts = [
+        _camera_system(mean[cut], pull[cut], unit2world[cut], ray[cut]) for cut in edge_chunks(mean)
+    ]
+    matrix, gradient, reach = (torch.cat(values) for values in zip(*parts, strict=True))
+    size = reach.sum() / pull.sum().clamp_min(TINY)
     turn = rotation_of(unit2world) @ rotation_of(start).mT
     skew = (turn - turn.mT) / 2
     away = torch.cat(
@@ -198,3 +174,38 @@ def _camera_step(
     matrix = torch.where(both, matrix, torch.eye(7).to(matrix))
     gradient = torch.where(may, gradient + tie * away, 0.0)
     return -torch.linalg.solve(matrix, gradient[..., None]).squeeze(-1)
+
+
+def _camera_system(
+    mean: Float64[Tensor, "view sample 3"],
+    pull: Float64[Tensor, "view sample"],
+    unit2world: Float64[Tensor, "view 4 4"],
+    ray: Float64[Tensor, "view sample 3"],
+) -> tuple[Float64[Tensor, "view 7 7"], Float64[Tensor, "view 7"], Float64[Tensor, " view"]]:
+    """Return the normal equations of some cameras, and the weighted sum of their distances.
+
+    With its depth free, a pixel wants its ray to pass through the mean of what the pairs predict.
+    """
+    direction = ray @ unit2world[:, :3, :3].mT
+    length = direction.norm(dim=-1)
+    toward = mean - unit2world[:, None, :3, 3]
+    depth = (dot(toward, direction) / length.square())[..., None]
+    residual = depth * direction - toward
+    x, y, z = (depth * direction).unbind(-1)
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    flat = torch.cat((-ray[..., :2], zero[..., None]), dim=-1) @ unit2world[:, :3, :3].mT
+    derivative = torch.stack(
+        (
+            torch.stack((zero, -z, y), dim=-1), torch.stack((z, zero, -x), dim=-1),
+            torch.stack((-y, x, zero), dim=-1), torch.stack((one, zero, zero), dim=-1),
+            torch.stack((zero, one, zero), dim=-1), torch.stack((zero, zero, one), dim=-1),
+            depth * flat,
+        ),
+        dim=-2,
+    )  # fmt: skip
+    unit = (direction / length[..., None])[..., None, :]
+    derivative = derivative - dot(derivative, unit)[..., None] * unit
+    weighted = derivative * pull[..., None, None]
+    matrix = torch.einsum("vskx,vslx->vkl", weighted, derivative)
+    gradient = torch.einsum("vskx,vsx->vk", weighted, residual)
+    return matrix, gradient, (pull * depth[..., 0] * length).sum(-1)

@@ -7,7 +7,7 @@ similarities fixed. Both weigh a map by its confidence and by how noisy it has p
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,9 +15,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from recon3d.align_focal import Focals, Lenses, choose_focals
-from recon3d.align_init import Canonical
-from recon3d.align_samples import EXACT, TINY, Samples, weighted_median
-from recon3d.align_solve import KERNEL, Anchors, Problem, solve_similarities
+from recon3d.align_init import Canonical, Edges
+from recon3d.align_samples import EXACT, TINY, Samples, edge_chunks, weighted_median
+from recon3d.align_solve import KERNEL, Anchors, Problem, robust_cost, solve_similarities
 from recon3d.config import AlignConfig
 from recon3d.geometry import compose, transform_points
 
@@ -25,9 +25,14 @@ logger = logging.getLogger(__name__)
 
 _NOISE_FLOOR = 0.5
 """Least noise of a map, relative to the median map: no map may win by agreeing with itself."""
-_SETTLED = 1e-6
-"""Change of a similarity matrix below which the alternation stops."""
-_CHUNK_EDGES = 512
+_SETTLED = 1e-5
+"""Typical change of the similarity between the views of a pair at which the alternation stops.
+
+Neither the place of a view in a long walk nor the one pair in thousands that settles last counts.
+"""
+_FEW = 32
+"""Pixels of a view that stand for a similarity."""
+_NO_KERNEL = 1e6
 _INLIER = 3.0
 """Distance, in units of the median residual, up to which a pixel agrees with the scene."""
 
@@ -54,14 +59,14 @@ def refine(
     samples: Samples,
     canonical: Canonical,
     unit2world: Float64[Tensor, "view 4 4"],
-    noise: Float64[Tensor, " edge"],
+    edges: Edges,
     anchors: Anchors,
     known: Lenses,
     config: AlignConfig,
 ) -> Solution:
     """Return the similarities, points and focals that explain all edges best.
 
-    `noise` is the relative residual of each edge by itself. The cost of a sampled pixel is a
+    `edges` are what each edge says by itself. The cost of a sampled pixel is a
     Cauchy kernel of the distance between the point that its edge predicts and the one its own view
     says, in units of the edge's noise and measured in the unit frame of camera i, so that
     shrinking the world gains nothing.
@@ -71,7 +76,8 @@ def refine(
     own_weight = samples.own_weight / samples.own_weight.mean(-1, keepdim=True).clamp_min(TINY)
     lens = choose_focals(canonical.points, canonical.weight, samples.pixel, known, config)
     points = _on_rays(canonical.points[..., 2], samples.pixel, lens)
-    maps = _Maps(noise.clamp_min(EXACT), noise.clamp_min(EXACT), noise)
+    noise = edges.residual.clamp_min(EXACT)
+    maps = _Maps(noise, noise, edges.residual)
     distance = samples.seen.norm(dim=-1).clamp_min(TINY)
 
     def problem_now() -> Problem:
@@ -80,28 +86,65 @@ def refine(
             weight=seen_weight, noise=maps.seen_noise[:, None] * distance,
         )  # fmt: skip
 
-    steps, change = 0, 1.0
+    mean = averaged(samples, points, seen_weight, unit2world, edges, anchors)
+    if robust_cost(problem_now(), mean, anchors) < robust_cost(problem_now(), unit2world, anchors):
+        unit2world = mean
+    steps, change, i, j = 0, 1.0, samples.i, samples.j
+    between = torch.full((len(i), 4, 4), 1e6).to(unit2world)
     while steps < config.max_iterations and change > _SETTLED:
-        before, limit = unit2world, 10 if steps == 0 else 2
+        limit = 10 if steps == 0 else 1
         unit2world = solve_similarities(problem_now(), unit2world, anchors, limit)
         steps += limit
-        change = float((unit2world - before).abs().max())
+        before, between = between, compose(torch.linalg.inv(unit2world)[i], unit2world[j])
+        change = float((between - before).square().mean().sqrt())
         maps = _measure(samples, own_weight, seen_weight, points, unit2world)
-        mean, total = _mean_points(samples, own_weight, seen_weight, points, unit2world, maps)
-        relative = total * mean[..., 2].square()  # far points are as good in pixels as near ones
-        lens = choose_focals(mean, relative, samples.pixel, known, config)
-        points = _on_rays(mean[..., 2], samples.pixel, lens)
+        fused, total = _mean_points(samples, own_weight, seen_weight, points, unit2world, maps)
+        relative = total * fused[..., 2].square()  # far points are as good in pixels as near ones
+        lens = choose_focals(fused, relative, samples.pixel, known, config)
+        points = _on_rays(fused[..., 2], samples.pixel, lens)
     logger.debug("alignment: %d steps, last change %.1e", steps, change)
-    typical = max(float(maps.residual.median()), EXACT)
-    agree = [
-        (seen_weight[part.rows] * (part.seen_error <= _INLIER * typical)).sum(-1)
-        / seen_weight[part.rows].sum(-1).clamp_min(TINY)
-        for part in _compare(samples, points, unit2world)
-    ]
-    return Solution(
+    solution = Solution(
         unit2world=unit2world, points=points, lens=lens, seen_residual=maps.residual,
-        inliers=torch.cat(agree), problem=problem_now(),
+        inliers=maps.residual, problem=problem_now(),
     )  # fmt: skip
+    return replace(solution, inliers=judge(samples, canonical, solution)[1])
+
+
+def averaged(
+    samples: Samples,
+    points: Float64[Tensor, "view sample 3"],
+    weight: Float64[Tensor, "edge sample"],
+    unit2world: Float64[Tensor, "view 4 4"],
+    edges: Edges,
+    anchors: Anchors,
+) -> Float64[Tensor, "view 4 4"]:
+    """Return the similarities that fit those of the edges by plain least squares.
+
+    Along a spanning tree errors add up until, in a long loop, its ends are so far apart that a
+    robust kernel takes the pairs between them for wrong: this spreads the gap over all pairs.
+    """
+    few = slice(None, None, max(1, points.shape[1] // _FEW))
+    seen = transform_points(edges.unit_j2unit_i, points[samples.j, few])
+    noise = edges.residual.clamp_min(EXACT)[:, None] * seen.norm(dim=-1).clamp_min(TINY)
+    problem = Problem(
+        i=samples.i, j=samples.j, seen=seen, own=points[:, few],
+        weight=(weight[:, few] > 0).to(weight), noise=noise, kernel=_NO_KERNEL,
+    )  # fmt: skip
+    return solve_similarities(problem, unit2world, anchors, 10)
+
+
+def judge(
+    samples: Samples, canonical: Canonical, solution: Solution
+) -> tuple[Float64[Tensor, " edge"], Float64[Tensor, " edge"]]:
+    """Return residual and inliers (see `Solution`) of any edges between views of a solution."""
+    limit = _INLIER * max(float(solution.seen_residual.median()), EXACT)
+    weight = samples.seen_weight * (canonical.weight[samples.j] > 0)
+    residual, inliers = [], []
+    for part in _compare(samples, solution.points, solution.unit2world):
+        here, error = weight[part.rows], part.seen_error
+        residual.append(weighted_median(error, here))
+        inliers.append((here * (error <= limit)).sum(-1) / here.sum(-1).clamp_min(TINY))
+    return torch.cat(residual), torch.cat(inliers)
 
 
 class _Maps(NamedTuple):
@@ -129,8 +172,7 @@ def _compare(
     unit2world: Float64[Tensor, "view 4 4"],
 ) -> Iterator[_Part]:
     """Yield, for some edges at a time, how far their maps are from the points of the views."""
-    for begin in range(0, len(samples.i), _CHUNK_EDGES):
-        rows = slice(begin, begin + _CHUNK_EDGES)
+    for rows in edge_chunks(samples.seen):
         i, j = samples.i[rows], samples.j[rows]
         own, seen = samples.own[rows], samples.seen[rows]
         unit_i2unit_j = compose(torch.linalg.inv(unit2world[j]), unit2world[i])

@@ -6,7 +6,7 @@ needs whole maps, of which each view keeps the most confident ones.
 
 import heapq
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ Masks = Sequence[Bool[Tensor, "_ _"] | None]
 """The pixels of each view that may be used; None is all; empty where no view has a mask."""
 _MIN_SAMPLES = 16
 _LEAST_MAPS = 4
+_CHUNK_POINTS = 32_768
 _MOST_SAMPLES, _POINTS = 2048, 400_000
 """Most pixels of a view, and of all maps together, that the published objective is taken over."""
 
@@ -99,6 +100,14 @@ class KeptMaps:
     def of(self, view: int) -> list[Map]:
         """Return the maps of a view in the order of their predictions."""
         return sorted(self._of_view[view], key=lambda entry: (entry.prediction, not entry.is_own))
+
+
+def edge_chunks(per_edge: Float[Tensor, "edge sample *_"]) -> Iterator[slice]:
+    """Yield slices of edges few enough that what is made of them stays in the cache, on a CPU."""
+    points = _CHUNK_POINTS if per_edge.device.type == "cpu" else 64 * _CHUNK_POINTS
+    step = max(1, points // per_edge.shape[1])
+    for start in range(0, len(per_edge), step):
+        yield slice(start, start + step)
 
 
 def alone(values: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ Unknowns are left perturbations exp(rotation, translation, log scale) of each vi
 What holds views in place (a root, given poses) narrows or pulls them.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,14 +14,16 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from recon3d.align_init import rotation_of
-from recon3d.align_samples import TINY
+from recon3d.align_samples import TINY, edge_chunks
 from recon3d.geometry import compose, similarity, so3_exp, transform_points
 
 KERNEL = 2.0
 """Width of the Cauchy kernel in units of a map's median error: beyond it a point counts less."""
-_CHUNK_EDGES = 512
 _BANDED_VIEWS = 128
 """Widest band, in views, that is solved directly; wider systems are solved iteratively."""
+_LEAST_DAMPING = 1e-12
+"""Relative to the diagonal. A ring of 1,000 views bends 1e-9 times as stiffly as one pair holds:
+damping above that makes as slow a descent of it as steepest descent is."""
 _DENSE_VIEWS = 150
 """Most views whose uncertainty is computed from the whole system."""
 
@@ -31,7 +32,7 @@ _DENSE_VIEWS = 150
 class Problem:
     """What one solve minimises: seen points of each edge in unit i against own points in unit j.
 
-    `noise` is the expected distance, in unit i.
+    `noise` is the expected distance, in unit i; beyond `kernel` times that a point counts less.
     """
 
     i: Int64[Tensor, " edge"]
@@ -40,6 +41,7 @@ class Problem:
     own: Float64[Tensor, "view sample 3"]
     weight: Float64[Tensor, "edge sample"]
     noise: Float64[Tensor, "edge sample"]
+    kernel: float = KERNEL
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,8 +78,8 @@ def solve_similarities(
     Views without an edge stay. The cost never rises.
     """
     solver = _Solver(problem.i, problem.j, len(unit2world))
-    damping = 1e-6
-    cost = _cost(problem, unit2world, anchors)
+    damping = _LEAST_DAMPING
+    cost = robust_cost(problem, unit2world, anchors)
     for _ in range(limit):
         basis = _basis(unit2world, anchors)
         blocks = _narrow(normal_equations(problem, unit2world, anchors), basis, problem)
@@ -87,13 +89,18 @@ def solve_similarities(
             moved = compose(change, unit2world)
             moved[anchors.fixed, :3, 3] = unit2world[anchors.fixed, :3, 3]
             moved[anchors.locked] = unit2world[anchors.locked]
-            new_cost = _cost(problem, moved, anchors)
+            new_cost = robust_cost(problem, moved, anchors)
             if new_cost <= cost:
                 break
             damping = max(damping, 1e-6) * 10
         else:
             break
-        gain, cost, unit2world, damping = cost - new_cost, new_cost, moved, max(damping / 10, 1e-9)
+        gain, cost, unit2world, damping = (
+            cost - new_cost,
+            new_cost,
+            moved,
+            max(damping / 10, _LEAST_DAMPING),
+        )
         if gain <= 1e-9 * cost:
             break
     return unit2world
@@ -190,8 +197,8 @@ def _edge_systems(
     """Yield, for some edges at a time, the system of unknowns of i, of j, and gradient; i; j."""
     linear = _LINEAR.to(unit2world.device)
     for a, b, noise, weight, i, j in _gaps(problem, unit2world):
-        square = ((a - b) / noise[..., None]).square().sum(-1)
-        weight = weight / noise.square() / (1 + square / KERNEL**2)
+        square = ((a - b).norm(dim=-1) / noise).square()
+        weight = weight / noise.square() / (1 + square / problem.kernel**2)
         both = torch.cat((a, b, torch.ones_like(a[..., :1])), dim=-1)
         moments = (both * weight[..., None]).mT @ both
         yield torch.einsum("ckl,elm,cnm->ekn", linear, moments, linear), i, j
@@ -211,19 +218,22 @@ class _Gap(NamedTuple):
 def _gaps(problem: Problem, unit2world: Float64[Tensor, "view 4 4"]) -> Iterator[_Gap]:
     """Yield the world points of both sides for some edges at a time."""
     scale = unit2world[:, :3, 0].norm(dim=-1)
-    for start in range(0, len(problem.i), _CHUNK_EDGES):
-        cut = slice(start, start + _CHUNK_EDGES)
+    for cut in edge_chunks(problem.seen):
         i, j = problem.i[cut], problem.j[cut]
         a = transform_points(unit2world[i], problem.seen[cut])
         b = transform_points(unit2world[j], problem.own[j])
         yield _Gap(a, b, scale[i][:, None] * problem.noise[cut], problem.weight[cut], i, j)
 
 
-def _cost(problem: Problem, unit2world: Float64[Tensor, "view 4 4"], anchors: Anchors) -> float:
+def robust_cost(
+    problem: Problem, unit2world: Float64[Tensor, "view 4 4"], anchors: Anchors
+) -> float:
+    """Return what `solve_similarities` minimises."""
     total = 0.0
     for a, b, noise, weight, _, _ in _gaps(problem, unit2world):
-        square = ((a - b) / noise[..., None]).square().sum(-1)
-        total += float((weight * torch.log1p(square / KERNEL**2)).sum()) * KERNEL**2
+        square = ((a - b).norm(dim=-1) / noise).square()
+        kernel = problem.kernel**2
+        total += float((weight * torch.log1p(square / kernel)).sum()) * kernel
     if bool(anchors.prior.any()):
         total += float(_pull(unit2world, anchors)[0].square().sum())
     return total
@@ -302,6 +312,18 @@ class _Solver:
         self.position = np.empty(n_views, dtype=np.int64)
         self.position[order] = np.arange(n_views)
         self.band = int(np.abs(self.position[a] - self.position[b]).max(initial=0))
+        if self.band > _BANDED_VIEWS:
+            return
+        # where each number of the blocks goes in the band: [row - column, column], flat
+        views = np.arange(n_views)
+        ends = np.stack((np.concatenate((views, a)), np.concatenate((views, b))))
+        rows, columns = 7 * self.position[ends][..., None] + np.arange(7)
+        below = rows[:, :, None] - columns[:, None, :]
+        place = below * 7 * n_views + columns[:, None, :]
+        mirrored = -below * 7 * n_views + rows[:, :, None]  # of a block above the diagonal
+        across = np.arange(len(below))[:, None, None] >= n_views
+        self.keep = (below >= 0) | across
+        self.place = np.where(below >= 0, place, mirrored)[self.keep]
 
     def step(self, blocks: Blocks, damping: float) -> Float64[Tensor, "view 7"]:
         """Return the step that the system asks for."""
@@ -315,26 +337,15 @@ class _Solver:
     def _direct(self, blocks: Blocks) -> Float64[Tensor, "view 7"]:
         from scipy.linalg import solveh_banded
 
-        n = self.n_views
-        band = np.zeros((7 * (self.band + 1), 7 * n))  # band[row - column, column]
-        views = np.arange(n)
-        a, b = (t.numpy(force=True) for t in (self.i, self.j))
-        across = blocks.across.numpy(force=True)
-        later = self.position[a] >= self.position[b]
-        for row, column, values in (
-            (views, views, blocks.diagonal.numpy(force=True)),
-            (a[later], b[later], across[later]),
-            (b[~later], a[~later], across[~later].transpose(0, 2, 1)),
-        ):
-            rows, columns = 7 * self.position[row], 7 * self.position[column]
-            for k, m in itertools.product(range(7), range(7)):
-                below = rows + k - columns - m
-                keep = below >= 0
-                np.add.at(band, (below[keep], columns[keep] + m), values[keep, k, m])
-        right = np.zeros((n, 7))
+        n = 7 * self.n_views
+        values = torch.cat((blocks.diagonal, blocks.across)).numpy(force=True)
+        band = np.bincount(self.place, values[self.keep], minlength=7 * (self.band + 1) * n)
+        right = np.zeros((self.n_views, 7))
         right[self.position] = blocks.gradient.numpy(force=True)
-        solved = solveh_banded(band, right.ravel(), lower=True, check_finite=False)
-        step = -solved.reshape(n, 7)[self.position]
+        solved = solveh_banded(
+            band.reshape(-1, n), right.ravel(), lower=True, overwrite_ab=True, check_finite=False
+        )
+        step = -solved.reshape(-1, 7)[self.position]
         return torch.from_numpy(step).to(blocks.gradient.device)
 
 

@@ -50,7 +50,7 @@ def camera_doubt(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, 
     covariance = _inverse(normal, n_free_directions=(7, 1, 0)[min(2, int(fixed.sum()))])
     variance = torch.cat((covariance.diagonal(), torch.zeros(1, dtype=torch.float64)))
     both = variance[index[held, :6]].unflatten(1, (2, 3)).sum(-1).clamp_min(0).sqrt()
-    doubt[held, 0] = torch.rad2deg(both[:, 0])
+    doubt[held, 0] = torch.rad2deg(both[:, 0]).clamp_max(180.0)  # no two rotations are further
     doubt[held, 1] = both[:, 1] * length
     return doubt
 

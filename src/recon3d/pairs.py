@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from recon3d.errors import UsageError
 
@@ -20,6 +20,8 @@ AUTO_RETRIEVAL = 6
 """Above that, `auto` compares every photo with the 6 that look most like it."""
 AUTO_LOGWIN = 4
 """In a video, `auto` compares neighbours at distance 1, 2, 4 and 8: four pairs a photo."""
+_VIDEO_SHARE, _VIDEO_STEPS = 0.9, 4
+"""In a video, this share of the frames that look most like one is at most so many frames away."""
 MAX_KEYS = 20
 """Most key views of a retrieval graph; all their pairs are compared: 190."""
 _MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -37,7 +39,8 @@ def pair_graph(
     `oneref:I` is photo I (from 0) with every other; `retrieval:K` is `retrieval_pairs` with K
     neighbours and about the square root of all views as keys; `file:PATH` is a text file with two
     indices a line, `#` starting a comment. `auto` is `complete` up to 12 photos; above,
-    `retrieval:6` where a similarity is given (photos in any order), else `logwin:4` (video).
+    `logwin:4` for the frames of a video (`is_video`, or no similarity is given), else
+    `retrieval:6`.
 
     Args:
         strategy: as above.
@@ -53,7 +56,8 @@ def pair_graph(
     if strategy == "auto" and n_views <= AUTO_COMPLETE_VIEWS:
         strategy = "complete"
     elif strategy == "auto":
-        strategy = f"logwin:{AUTO_LOGWIN}" if similarity is None else f"retrieval:{AUTO_RETRIEVAL}"
+        in_time = similarity is None or is_video(similarity)
+        strategy = f"logwin:{AUTO_LOGWIN}" if in_time else f"retrieval:{AUTO_RETRIEVAL}"
     if strategy == "complete":
         return [(i, j) for i in range(n_views) for j in range(i + 1, n_views)]
     if strategy.startswith("file:"):
@@ -82,9 +86,21 @@ def pair_graph(
 
 
 def needs_similarity(strategy: str, n_views: int) -> bool:
-    """Return whether `pair_graph` takes account of a similarity; for video, give `auto` none."""
+    """Return whether `pair_graph` takes account of a similarity."""
     by_auto = strategy == "auto" and n_views > AUTO_COMPLETE_VIEWS
     return by_auto or _RETRIEVAL.fullmatch(strategy) is not None
+
+
+def is_video(similarity: Similarity) -> bool:
+    """Return whether the views that look most alike are those taken just before and after.
+
+    Their cameras have then hardly moved, and pairs further apart in time are needed.
+    """
+    n_views = len(similarity)
+    nearest = _most_alike(similarity.astype(np.float64), AUTO_RETRIEVAL)
+    steps = np.abs(nearest - np.arange(n_views)[:, None])
+    steps = np.minimum(steps, n_views - steps)  # the end of a loop is near its beginning
+    return bool((steps <= _VIDEO_STEPS).mean() >= _VIDEO_SHARE)
 
 
 def retrieval_pairs(
@@ -118,9 +134,8 @@ def retrieval_pairs(
     pairs = [(a, b) for a in keys for b in keys]
     nearest_key = np.array(keys)[alike[:, keys].argmax(axis=1)]
     pairs += [(view, int(key)) for view, key in enumerate(nearest_key) if view not in keys]
-    n_neighbours = min(n_neighbours, n_views - 1)
-    order = np.argsort(-alike, axis=1, kind="stable")[:, :n_neighbours]
-    pairs += [(view, int(other)) for view, row in enumerate(order) for other in row]
+    nearest = _most_alike(alike, n_neighbours)
+    pairs += [(view, int(other)) for view, row in enumerate(nearest) for other in row]
     return _tidy(pairs)
 
 
@@ -158,6 +173,12 @@ _RETRIEVAL = re.compile(r"retrieval:([1-9][0-9]{0,8})")
 
 def _n_keys(n_views: int) -> int:
     return min(MAX_KEYS, math.isqrt(n_views))
+
+
+def _most_alike(alike: Similarity, count: int) -> Int[np.ndarray, "view _"]:
+    """Return the views most like each, at most all others; of equal ones the earlier first."""
+    others = np.where(np.eye(len(alike), dtype=bool), -np.inf, alike)
+    return np.argsort(-others, axis=1, kind="stable")[:, : min(count, len(alike) - 1)]
 
 
 def _farthest_points(alike: Similarity, n_keys: int) -> list[int]:

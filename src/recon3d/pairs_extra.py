@@ -1,6 +1,6 @@
 """The second step of `auto`: which pairs to compare besides, once the first are predicted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -104,7 +104,7 @@ def _across_bridges(
     group = np.empty(n_views, dtype=np.int64)
     for number, members in enumerate(connected_components(n_views, good)):
         group[members] = number
-    for bridge, side in sorted(_bridges(n_views, good), key=lambda item: (good[item[0]], item)):
+    for bridge, side in sorted(bridges(n_views, good), key=lambda item: (good[item[0]], item)):
         inside = np.zeros(n_views, dtype=bool)
         inside[side] = True
         if any(inside[i] != inside[j] for i, j in new):
@@ -140,14 +140,14 @@ def _for_weak_views(
         support[[view, other]] += typical
 
 
-def _bridges(n_views: int, good: dict[Pair, float]) -> Iterator[tuple[Pair, list[int]]]:
-    """Yield every bridge with the views on its smaller side.
+def bridges(n_views: int, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, list[int]]]:
+    """Yield every bridge (i, j), i < j, with the views on its smaller side; each pair comes once.
 
     Source: Tarjan, "A note on finding the bridges of a graph" (1974): a tree edge of a depth-first
     walk is a bridge if nothing below it leads back above it.
     """
     neighbours: list[list[int]] = [[] for _ in range(n_views)]
-    for i, j in good:
+    for i, j in pairs:
         neighbours[i].append(j)
         neighbours[j].append(i)
     entered = [-1] * n_views

@@ -42,7 +42,14 @@ def sentence(
         n_views = sum(report.views for report in used)
         share = sum(report.share * report.views for report in used) / n_views
         text += f"; {100 * share:.0f} % of the depth confirmed"
-    doubtful = sum("contradict" in edge.reason for scene in scenes for edge in scene.edges)
+    doubtful = len(
+        {
+            (edge.first, edge.second)
+            for scene in scenes
+            for edge in scene.edges
+            if "contradict" in edge.reason
+        }
+    )
     if doubtful:
         text += f"; {doubtful} pairs contradict the others and were not used"
     if not left_out:

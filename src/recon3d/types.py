@@ -112,7 +112,7 @@ class EdgeVerdict:
 
     `reason` is empty where the pair was used. `rotation_error_deg` is the angle between its own
     relative rotation and that of the scene; with `residual` (relative distance) and `inliers` it
-    is nan for pairs outside the scene.
+    is nan unless both photos are placed. `confidence` is nan where nothing was finite.
     """
 
     first: str
@@ -131,8 +131,9 @@ class Scene:
 
     World is the camera of `views[0]`, or the world of the given poses. `intrinsics` are in pixels
     of `View.image`; depth and confidence are at the same resolution. Depth 0 means unknown.
-    Confidence is > 1 where known. `edges` holds every pair that was predicted between placed views
-    or from one to a view left out. `metric` says whether units are metres.
+    Confidence is > 1 where known. `edges` holds every pair that was predicted; of several scenes
+    each has those that touch it, and the first also those that touch none. `metric` says whether
+    units are metres.
     """
 
     views: tuple[View, ...]
