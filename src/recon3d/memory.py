@@ -93,7 +93,9 @@ def working_bytes(
     pixels = shape[0] * shape[1]
     size = _HALF_BYTES if half else _FLOAT_BYTES
     n_tokens = pixels // config.patch_size**2
-    kept = 2 * (config.enc_dim + (config.dec_depth + 1) * config.dec_dim) * n_tokens * size
+    # what the heads read: the decoders sum up in fp32 in any case
+    features = config.enc_dim * size + (config.dec_depth + 1) * config.dec_dim * _FLOAT_BYTES
+    kept = 2 * features * n_tokens
     block = (4 + 2 * config.mlp_ratio) * max(config.enc_dim, config.dec_dim) * n_tokens * size
     # raw values, directions, distances, points and their halves, of both heads
     output = 40 * _FLOAT_BYTES * pixels
@@ -104,10 +106,10 @@ def working_bytes(
         dim, last = config.dpt_feature_dim, config.dpt_last_dim
         # what goes into and comes out of the last large convolution: in 16 bits with the latter in
         # fp32 as well, in fp32 with both in the library's own layout as well; and the pyramid,
-        # which has a quarter of the pixels
+        # which has a quarter of the pixels and whose levels are partly in both types
         copies = _FLOAT_BYTES * last if half else size * (dim // 2 + last)
         head = n_finest * pixels * (size * (dim // 2 + last) + copies)
-        head += batch_size * pixels // 4 * dim * _FLOAT_BYTES
+        head += batch_size * pixels // 4 * dim * (_FLOAT_BYTES + _HALF_BYTES)
     if config.has_descriptors:
         output += 4 * (config.descriptor_dim + 1) * pixels * _FLOAT_BYTES
     return _FIXED_BYTES + batch_size * (kept + output) + max(batch_size * block, head)
