@@ -8,6 +8,7 @@ better off without.
 import logging
 import time
 from collections.abc import Callable
+from subprocess import SubprocessError
 from typing import TypeVar
 
 import torch
@@ -69,7 +70,7 @@ class Trial:
         began = self._now()
         try:
             result = compute(self.compiled or step == "compile")
-        except (RuntimeError, ImportError, OSError) as error:
+        except (RuntimeError, ImportError, OSError, SubprocessError) as error:
             if step != "compile" or is_out_of_memory(error):
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
