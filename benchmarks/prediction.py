@@ -2,8 +2,13 @@
 
 Random weights of the published sizes and random views: only the arithmetic counts. Prints one JSON
 line: seconds and CPU seconds of encoding a view and of predicting a directed pair from encoded
-views, encoder runs, the peak memory beyond the weights (resident size on the CPU, allocated bytes
-on CUDA) beside what was predicted, and the plan for `--photos` photos compared completely.
+views, milliseconds of a symmetric pair (both orders) and pairs a second, encoder runs, the peak
+memory beyond the weights (resident size on the CPU, allocated bytes on CUDA) beside what was
+predicted, and the plan for `--photos` photos compared completely. On CUDA it runs once before,
+unmeasured.
+
+With `--naive` every directed pair is run by itself in fp32 and both of its views are encoded anew,
+as the published programs do.
 """
 
 import argparse
@@ -17,7 +22,7 @@ from dataclasses import asdict
 
 import torch
 
-from recon3d.config import PRESETS, Precision, PredictConfig
+from recon3d.config import PRESETS, Compile, Precision, PredictConfig
 from recon3d.device import resolve_device, resolve_precision
 from recon3d.memory import free_device_bytes, plan
 from recon3d.model import TwoViewModel
@@ -50,6 +55,35 @@ def peak_bytes(device: torch.device) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def name_of(device: torch.device) -> str:
+    """Return the name of the card, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def naive(
+    model: TwoViewModel, views: list[View], pairs: list[tuple[int, int]], device: torch.device
+) -> dict[str, object]:
+    """Return what directed pairs cost that share nothing, one at a time in fp32."""
+    patch = model.config.patch_size
+    wall, cpu, n_directed = time.perf_counter(), time.process_time(), 0
+    for i, j in ((a, b) for pair in pairs for a, b in (pair, pair[::-1])):
+        with torch.inference_mode():
+            images = [views[n].image[None].to(device) for n in (i, j)]
+            grids = [(x.shape[2] // patch, x.shape[3] // patch) for x in images]
+            output = model.decode(*(model.encode(x) for x in images), *grids)
+            output.pointmap_j.to("cpu")
+        n_directed += 1
+    return {
+        "naive": True,
+        "device": name_of(device),
+        "seconds_per_directed_pair": round((time.perf_counter() - wall) / n_directed, 4),
+        "cpu_seconds_per_directed_pair": round((time.process_time() - cpu) / n_directed, 4),
+        "directed_pairs": n_directed,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -61,10 +95,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--photos", type=int, default=50, help="of the plan that is printed")
     parser.add_argument("--warm-up", action="store_true", help="run once before, unmeasured")
+    parser.add_argument("--compile", type=Compile, default=Compile.AUTO)
+    parser.add_argument("--naive", action="store_true", help="encode anew for each directed pair")
     options = parser.parse_args()
     width, height = (int(side) for side in options.size.split("x"))
     config = PredictConfig(
-        device=options.device, precision=options.precision, batch_size=options.batch
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.batch,
+        compile=options.compile,
     )
     device = resolve_device(config.device)
     half = resolve_precision(config.precision, device) != torch.float32
@@ -72,18 +111,25 @@ def main() -> None:
     n_views = next(n for n in itertools.count(2) if n * (n - 1) // 2 >= options.pairs)
     views = random_views(n_views, height, width)
     pairs = list(itertools.combinations(range(n_views), 2))[: options.pairs]
+    if options.naive:
+        print(json.dumps(naive(model, views, pairs, device)))
+        return
     runs = 0
 
     def counted(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         nonlocal runs
         runs += len(given[0])
 
-    if options.warm_up:
+    if options.warm_up or device.type == "cuda":
         list(predict_encoded(model, encode_views(model, views, config), pairs, config))
     model.patch_embed.register_forward_pre_hook(counted)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     before = peak_bytes(device)
     wall, cpu = time.perf_counter(), time.process_time()
     encoded = encode_views(model, views, config)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     encoded_wall, encoded_cpu = time.perf_counter(), time.process_time()
     n_directed = sum(1 for _ in predict_encoded(model, encoded, pairs, config))
     end_wall, end_cpu = time.perf_counter(), time.process_time()
@@ -110,12 +156,14 @@ def main() -> None:
             {
                 "preset": options.preset,
                 "size": options.size,
-                "device": str(device),
+                "device": name_of(device),
                 "precision": str(resolve_precision(config.precision, device)),
                 "seconds_per_view": round((encoded_wall - wall) / n_views, 4),
                 "cpu_seconds_per_view": round((encoded_cpu - cpu) / n_views, 4),
                 "seconds_per_directed_pair": round((end_wall - encoded_wall) / n_directed, 4),
                 "cpu_seconds_per_directed_pair": round((end_cpu - encoded_cpu) / n_directed, 4),
+                "ms_per_symmetric_pair": round(2000 * (end_wall - wall) / n_directed, 2),
+                "symmetric_pairs_per_s": round(n_directed / 2 / (end_wall - wall), 2),
                 "directed_pairs": n_directed,
                 "encoder_runs": runs,
                 "peak_bytes_beyond_weights": peak_bytes(device) - before,

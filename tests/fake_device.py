@@ -160,6 +160,13 @@ class FakeDevice(TorchFunctionMode):
             copy = copy.zero_()
         return _placed(copy, there, [])
 
+    def synchronize(self, device: object = None) -> None:
+        """Wait for all that was asked of the device."""
+        self.waits[_caller()] += 1
+        for copy, value in self._under_way:
+            Tensor.copy_(copy, value)
+        self._under_way.clear()
+
     def event(self) -> SimpleNamespace:
         """Return an event; waiting for it lets arrive what was on its way to the CPU before."""
         awaited: list[tuple[Tensor, Tensor]] = []
@@ -210,6 +217,7 @@ def fake_device() -> Iterator[FakeDevice]:
             device=lambda device: contextlib.nullcontext(),
             mem_get_info=lambda device: (64 * 2**30, 80 * 2**30),
             current_stream=lambda device: None,
+            synchronize=mode.synchronize,
             Event=mode.event,
             empty_cache=lambda: None,
         ),

@@ -168,3 +168,27 @@ def test_the_focal_length_is_the_published_one(name: str):
         torch.tensor([float(width)]).double(),
     )
     assert float(found) == pytest.approx(expected, rel=2e-3)
+
+
+def test_two_photos_are_nearer_to_the_truth_than_the_reference(tiny: dict[str, np.ndarray]):
+    with np.load(FOLDER / "pair_viewer_tiny.npz") as archive:
+        theirs = dict(archive)
+    predictions, views = inputs(tiny)
+    chosen = [predictions[e] for e in theirs["select"]]
+    assert [(p.i, p.j) for p in chosen] == [tuple(edge) for edge in theirs["edges"]]
+    scene = align(chosen, views[:2], AlignConfig())
+    two = {"gt_cam2world": tiny["gt_cam2world"][:2]}
+    ours_off = camera_errors(scene.cam2world, two)
+    theirs_off = camera_errors(torch.from_numpy(theirs["cam2world"]), two)
+    # of the two angles that a rotation and a motion sideways share, one pair tells little
+    assert sum(ours_off) < sum(theirs_off)
+    focal = np.stack((scene.intrinsics[:, 0, 0].numpy(), theirs["focals"]))
+    focal_off, published_off = np.abs(focal / tiny["gt_focals"][:2] - 1).mean(1)
+    assert focal_off < published_off
+
+    def depth_off(depths: list[np.ndarray]) -> float:
+        """Return the typical relative error, after one scale for both."""
+        ratio = np.stack(depths) / tiny["gt_depth"][:2]
+        return float(np.median(np.abs(ratio / np.median(ratio) - 1)))
+
+    assert depth_off([depth.numpy() for depth in scene.depth]) < depth_off(list(theirs["depth"]))

@@ -241,6 +241,45 @@ def test_pictures_without_features_fall_back_to_the_matches() -> None:
     assert torch.equal(scene.cam2world, plain.cam2world)
 
 
+def test_descriptors_adjust_cameras_where_the_points_are_too_rough() -> None:
+    """A network with descriptors: points are off by a tenth, descriptors tell them apart."""
+    scene = truth()
+    waves = 6 * torch.randn(3, 12, generator=torch.Generator().manual_seed(0)).double()
+    world = [transform_points(scene.cam2world[n], scene.pointmap(n)) for n in range(N_VIEWS)]
+    descriptors = [
+        torch.cat(((points @ waves).cos(), (points @ waves).sin()), -1).half() / 12**0.5
+        for points in world
+    ]
+
+    def seen_in(points: torch.Tensor, view: int) -> torch.Tensor:
+        """Return a high confidence where a point of another view can be seen in this one."""
+        in_cam = transform_points(invert_rigid(scene.cam2world[view]), points)
+        place = project(in_cam, scene.intrinsics(view)).nan_to_num(-1)
+        height, width = scene.depth[view].shape
+        column, row = place.floor().long().unbind(-1)
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        depth = scene.depth[view][row.clamp(0, height - 1), column.clamp(0, width - 1)]
+        known = inside & ((in_cam[..., 2] / depth - 1).abs() < 0.03)
+        return torch.where(known, 5.0, 1.0)
+
+    rough = [
+        replace(p, confidence_i=seen_in(world[p.i], p.j), confidence_j=seen_in(world[p.j], p.i))
+        for p in scene.predictions(noise=0.1)
+    ]
+    told = [
+        replace(p, descriptors_i=descriptors[p.i], descriptors_j=descriptors[p.j]) for p in rough
+    ]
+    start, off = spoilt_scene(), {}
+    for name, predictions in (("points", rough), ("descriptors", told)):
+        config = MatchConfig(stride=2)
+        matches = merge_orders(matches_of_prediction(p, config) for p in predictions)
+        off[name] = errors(refine_scene(start, matches, CONFIG)[0], scene)
+    before = errors(start, scene)
+    assert off["points"] == before  # refused
+    for name, share in (("rotation_deg", 0.7), ("centre", 0.4), ("focal", 0.6), ("depth", 0.3)):
+        assert off["descriptors"][name] < share * before[name], name
+
+
 def test_a_missing_solver_names_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycolmap", None)
     with pytest.raises(UsageError, match=r"pip install 'recon3d\[colmap\]'"):

@@ -22,6 +22,7 @@ from recon3d import (
     batches,
     config,
     device,
+    heads,
     matches,
     memory,
     pipeline,
@@ -230,17 +231,20 @@ SCENES: dict[str, tuple[ExactScene, Sequence[PairPrediction], dict[str, Any], Al
 SIZES = {"one is left out": [3], "two groups": [4, 3], "few maps": [5]}
 
 
-def aligned(name: str, place: torch.device) -> tuple[Scene, ...]:
+def aligned(name: str, place: torch.device, work: torch.device | None = None) -> tuple[Scene, ...]:
+    """Align predictions that lie at `place`, there or at `work`."""
     truth, predictions, given, settings = SCENES[name]
     predictions = [moved(prediction, place) for prediction in predictions]
-    return align_groups(predictions, truth.views, settings, **given)
+    return align_groups(predictions, truth.views, settings, device=work, **given)
 
 
-@pytest.mark.parametrize("name", SCENES)
-def test_alignment(name: str):
+@pytest.mark.parametrize(
+    ("name", "place"), [*((name, DEVICE) for name in SCENES), ("plain", CPU), ("few maps", CPU)]
+)
+def test_alignment(name: str, place: torch.device):
     expected = aligned(name, CPU)
     with fake_device() as cuda:
-        found = aligned(name, DEVICE)
+        found = aligned(name, place, DEVICE)
     assert cuda.waits  # it did run there
     assert [len(scene.views) for scene in found] == SIZES.get(name, [4])
     reasons = {edge.reason for edge in found[0].edges}
@@ -252,7 +256,7 @@ def test_alignment(name: str):
 def test_alignment_of_a_wide_and_a_large_graph(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(align_solve, "_BANDED_VIEWS", 0)
     monkeypatch.setattr(align_solve, "_DENSE_VIEWS", 1)
-    test_alignment("plain")
+    test_alignment("plain", DEVICE)
 
 
 def test_alignment_that_finds_nothing_says_so(cuda: FakeDevice):
@@ -302,8 +306,9 @@ def predicted(
 def test_prediction(
     precision: Precision, on_host: bool, sizes: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ):
-    # what a processor does instead of the fused kernel rounds differently
+    # what a processor does instead of the fused kernel, and one by one, rounds differently
     monkeypatch.setattr(attention, "_in_pieces", functional.scaled_dot_product_attention)
+    monkeypatch.setattr(heads, "_few_at_a_time", lambda x: (x,))
     expected = predicted("cpu", precision, sizes)
     with fake_device() as cuda:
         found = predicted("cuda", precision, sizes, tokens_on_host=on_host)

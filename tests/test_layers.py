@@ -14,7 +14,7 @@ LAYERS = (
     "synth.textures synth.sensor",
     "settings device download memory types model_config ground_truth pairs_extra synth.ground "
     "synth.materials",
-    "geometry attention published cameras matches ply scene_file views baselines",
+    "geometry attention compiled published cameras matches ply scene_file views baselines",
     "heads match_file tracks features given_files masks scale checkpoint sweep parallel "
     "synth.shapes",
     "photos given clean model losses sharpen sweep_check align_samples synth.surface "

@@ -64,9 +64,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         cameras: Cameras,
         masks: Masks,
         limit: int | None,
+        device: torch.device | None,
         track: Track,
     ) -> tuple[Scene, ...]:
         got.update(
+            device=device,
             predictions=list(predictions),
             views=views,
             config=config,
@@ -303,3 +305,17 @@ def test_no_photos_is_an_input_error(small: str, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError):
         reconstruct([str(tmp_path / "empty")], config(small))
+
+
+def test_the_alignment_goes_to_a_gpu_that_has_room_for_it(monkeypatch: pytest.MonkeyPatch):
+    cuda, mps = torch.device("cuda"), torch.device("mps")
+    whole = RunConfig()
+    needed = 4 * 100 * whole.align.samples_per_edge * 2 * 4 * 8  # both orders, and twice as many
+    for free, place in (
+        (20 * needed, cuda),
+        (8 * needed, None),
+    ):  # eight copies, half of what is free
+        monkeypatch.setattr(pipeline, "free_device_bytes", lambda device, free=free: free)
+        assert pipeline._device_to_align_on(cuda, 100, whole) == place
+        assert pipeline._device_to_align_on(torch.device("cpu"), 100, whole) is None
+        assert pipeline._device_to_align_on(mps, 100, whole) is None  # has no float64

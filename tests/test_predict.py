@@ -79,9 +79,9 @@ def wrap(
     """Call `before` with the first argument of a method of the model, `after` with its result."""
     method = getattr(model, name)
 
-    def wrapped(batch: Tensor, *rest: object) -> object:
+    def wrapped(batch: Tensor, *rest: object, **options: object) -> object:
         before(batch)
-        return after(method(batch, *rest))
+        return after(method(batch, *rest, **options))
 
     monkeypatch.setattr(model, name, wrapped)
 
@@ -472,3 +472,22 @@ def test_on_a_device_that_works_by_itself_the_next_batch_is_under_way(
         assert events == ["decode", "decode", "wait", *use, "decode", "wait", *use, "wait", *use]
     else:
         assert events == ["decode", *use] * 3
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_fp32_is_exact_where_it_is_asked_for_and_fast_elsewhere(
+    precision: Precision, model: TwoViewModel, views: tuple[View, ...]
+):
+    """What CUDA may round to TF32; torch's own default rounds convolutions in either case."""
+    seen = []
+
+    def look(*_: object) -> None:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    model.patch_embed.register_forward_hook(look)
+    model.downstream_head1.register_forward_hook(look)
+    list(predict_pairs(model, views, [(0, 1)], config(precision=precision)))
+    rounds = precision is not Precision.FP32
+    assert set(seen) == {(rounds, rounds)}
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -334,3 +336,13 @@ def test_describe_is_json_and_true(saved: Path) -> None:
     assert found["sha256"] == hashlib.sha256(saved.read_bytes()).hexdigest()
     assert found["licence"].startswith("unknown")
     assert config_from_dict(found["config"], "x") == TINY
+
+
+def test_loading_does_not_load_the_compiler_of_torch():
+    """It takes a second, and a network made on the meta device would load it."""
+    code = (
+        "import sys; from recon3d.weights import load; load('embedded');"
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -55,6 +55,7 @@ def align(
     *,
     cameras: Cameras = (),
     masks: Masks = (),
+    device: torch.device | None = None,
     track: Track = silent,
 ) -> Scene:
     """Bring all pair predictions into one world frame by minimising 3D distances.
@@ -66,6 +67,7 @@ def align(
         config: thresholds, sampling and the focal length if it is known.
         cameras: what is known of each view's camera; empty for nothing.
         masks: the usable pixels of each view; empty for all.
+        device: where to compute, with float64; None is where the predictions are.
         track: called with stage "align".
 
     Returns:
@@ -79,8 +81,9 @@ def align(
     Source: Wang et al., DUSt3R (CVPR 2024), section 3.4; Umeyama, PAMI 1991.
     """
     return align_groups(
-        predictions, views, config, cameras=cameras, masks=masks, limit=1, track=track
-    )[0]
+        predictions, views, config, cameras=cameras, masks=masks, limit=1, device=device,
+        track=track,
+    )[0]  # fmt: skip
 
 
 def align_groups(
@@ -91,6 +94,7 @@ def align_groups(
     cameras: Cameras = (),
     masks: Masks = (),
     limit: int | None = None,
+    device: torch.device | None = None,
     track: Track = silent,
 ) -> tuple[Scene, ...]:
     """Return a scene for each group of photos that good pairs join, largest first.
@@ -102,6 +106,8 @@ def align_groups(
     raw, maps = take_samples(
         _noted(predictions, predicted), views, config, cameras=cameras, masks=masks
     )
+    if device is not None:
+        raw = raw.on(device)
     known = lenses(views, config, cameras)
     canonical, samples = canonical_views(raw, known)
     edges = measure_edges(samples, canonical)
@@ -120,7 +126,7 @@ def align_groups(
             break
         if not scenes:
             track("align", 2, 3)
-        scenes.append(_scene(evidence, placed, reasons, config))
+        scenes.append(_scene(evidence, placed, reasons, config, device))
         taken |= set(placed.members)
         logger.info("aligned %d of %d photos", len(placed.members), len(views))
     if not scenes:
@@ -141,8 +147,9 @@ def _noted(
 
 
 def _scene(
-    evidence: Evidence, placed: Placed, reasons: Sequence[str], config: AlignConfig
-) -> Scene:
+    evidence: Evidence, placed: Placed, reasons: Sequence[str], config: AlignConfig,
+    device: torch.device | None,
+) -> Scene:  # fmt: skip
     """Fuse depth and write everything down in the final world."""
     views, members, begin = evidence.views, placed.members, placed.begin
     dense = denser_samples(
@@ -157,7 +164,7 @@ def _scene(
     fused = [
         (depth.cpu(), trust.cpu())
         for depth, trust in fuse_views(
-            dense, evidence.maps, members, polished, intrinsics, evidence.masks
+            dense, evidence.maps, members, polished, intrinsics, evidence.masks, device
         )
     ]  # fmt: skip
     scale = similarity_scale(solution.unit2world).cpu()

@@ -25,6 +25,8 @@ from recon3d.geometry import compose, dot, pixel_grid, transform_points
 
 _PIXEL_ROUNDS = 10
 _CHUNK_PIXELS = 16384
+_DEVICE_CHUNK_PIXELS = 262_144
+"""On a GPU: small pieces would not fill it, and memory that batches of pairs took is free again."""
 _FLOOR = 1e-4
 """Least distance in a reweighting, relative to depth: an exact fit must not divide by zero."""
 _MAX_DEPTH_SPREAD = 0.1
@@ -38,10 +40,12 @@ def fuse_views(
     polished: Polished,
     intrinsics: Sequence[Float64[Tensor, "3 3"]],
     masks: Masks,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Float32[Tensor, "height width"], Float32[Tensor, "height width"]]]:
     """Yield depth (in its unit frame) and confidence of each member.
 
-    `samples` are what was polished, `intrinsics` those of the members.
+    `samples` are what was polished, `intrinsics` those of the members. The maps of one view at a
+    time go to the `device`; None leaves them where they are.
     """
     map2unit = both_sides(samples, polished.unit2world, polished.pair2world)
     typical = typical_spread(samples, map2unit, polished.depth)
@@ -49,12 +53,17 @@ def fuse_views(
     map2unit[..., :3, :3] /= samples.edge_scale[:, None, None, None]
     row_of = {number: row for row, number in enumerate(samples.prediction.tolist())}
     for n, camera in zip(members, intrinsics, strict=True):
-        kept = [one for one in maps.of(n) if one.prediction in row_of]
+        kept = [_on(device, one) for one in maps.of(n) if one.prediction in row_of]
         rows = [row_of[one.prediction] for one in kept]
         sides = [0 if one.is_own else 1 for one in kept]
         ray = _rays(kept[0].confidence, camera)
         mask = masks[n] if masks else None
         yield view_depth(kept, map2unit[rows, sides], ray, mask, float(typical[n]))
+
+
+def _on(device: torch.device | None, one: Map) -> Map:
+    place = one.points.device if device is None else device
+    return one._replace(points=one.points.to(place), confidence=one.confidence.to(place))
 
 
 def _rays(
@@ -87,8 +96,9 @@ def view_depth(
     depth, trust = ray.new_zeros(n_pixels), ray.new_zeros(n_pixels)
     flat = torch.cat((ray, torch.ones_like(ray[..., :1])), dim=-1).view(-1, 3)
     transform = map2unit.to(flat)
-    for start in range(0, n_pixels, _CHUNK_PIXELS):
-        cut = slice(start, start + _CHUNK_PIXELS)
+    chunk = _CHUNK_PIXELS if ray.device.type == "cpu" else _DEVICE_CHUNK_PIXELS
+    for start in range(0, n_pixels, chunk):
+        cut = slice(start, start + chunk)
         points = torch.stack([one.points.reshape(-1, 3)[cut].float() for one in maps])
         confidence = torch.stack([one.confidence.reshape(-1)[cut].float() for one in maps])
         weight = pixel_weight(points, confidence)

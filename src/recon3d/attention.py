@@ -34,7 +34,9 @@ def _in_pieces(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     query = (query * query.shape[-1] ** -0.5).flatten(0, 1)
     key, value = key.flatten(0, 1).mT, value.flatten(0, 1)
     out = torch.empty_like(query)
-    rows_at_once = max(1, _PIECE_BYTES * torch.get_num_threads() // (n_keys * query.itemsize))
+    # a compiled block cannot ask
+    n_threads = 1 if torch.compiler.is_compiling() else torch.get_num_threads()
+    rows_at_once = max(1, _PIECE_BYTES * n_threads // (n_keys * query.itemsize))
     heads = max(1, rows_at_once // n_queries)
     for head in range(0, len(query), heads):
         some = slice(head, head + heads)

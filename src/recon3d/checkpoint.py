@@ -9,14 +9,17 @@
 Nothing in a file is executed, and nothing is allocated by what it says before that is checked.
 """
 
+import contextlib
 import re
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from recon3d.config import CrocoConfig, ModelConfig
 from recon3d.errors import WeightsError
@@ -29,6 +32,7 @@ CROCO_KEY = "croco"
 """Where the metadata of a file of cross-view completion hold its config."""
 _ALIAS = re.compile(r"(?P<head>.*\.scratch)\.layer_rn\.(?P<index>[0-3])\.weight")
 _MAX_TENSORS = 20_000
+_FILLS = {"uniform_", "normal_", "zero_", "fill_", "constant_", "kaiming_uniform_"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,6 +70,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
     raise WeightsError(
         f"{str(path)!r} is no .safetensors or .pth file and no folder. Give one of these."
     )
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what fills tensors: without memory it does nothing but load half of torch."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Within the block, networks are made of the right shapes but without memory for them."""
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def fill_aliases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,14 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+class Compile(StrEnum):
+    """Whether torch.compile is tried on the network; `auto` does on CUDA, in long runs."""
+
+    AUTO = "auto"
+    YES = "yes"
+    NO = "no"
+
+
 class CamerasAre(StrEnum):
     """What given cameras are: exact, or a start that the photos may correct."""
 
@@ -136,11 +144,12 @@ class PredictConfig:
     """Running the network: `batch_size` None chooses from the device.
 
     `tokens_on_host` keeps the encoded views in the memory of the host, where the device has its own
-    and little of it.
+    and little of it. `compile` tries compiled blocks and keeps them where they are faster.
     """
 
     device: str = "auto"
     precision: Precision = Precision.AUTO
+    compile: Compile = Compile.AUTO
     batch_size: int | None = None
     tokens_on_host: bool = False
 

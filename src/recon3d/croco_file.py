@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from recon3d.checkpoint import CROCO_KEY, Checkpoint
+from recon3d.checkpoint import CROCO_KEY, Checkpoint, without_memory
 from recon3d.config import CrocoConfig
 from recon3d.croco import CrocoModel
 from recon3d.errors import WeightsError
@@ -42,7 +42,7 @@ def checked_tensors(checkpoint: Checkpoint) -> tuple[CrocoConfig, dict[str, Tens
     source, tensors = str(checkpoint.file), checkpoint.tensors
     if not isinstance(checkpoint.config, CrocoConfig):
         raise WeightsError(f"{source} holds no weights of cross-view completion. {_ADVICE}")
-    with torch.device("meta"):
+    with without_memory():
         wanted = CrocoModel(checkpoint.config).state_dict()
     odd = sorted(set(wanted) ^ set(tensors))
     if odd:
@@ -68,7 +68,7 @@ def build(checkpoint: Checkpoint) -> CrocoModel:
         WeightsError: as `checked_tensors`.
     """
     config, tensors = checked_tensors(checkpoint)
-    with torch.device("meta"):
+    with without_memory():
         model = CrocoModel(config)
     # copies, because the tensors may still be pages of their file
     copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}

@@ -6,6 +6,7 @@ What the network says of depth becomes the expectation. Every view is swept agai
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _PATCH = 8
 """Sides of dense views are multiples of it."""
+_MOST_AT_ONCE = 4
+"""Views swept at the same time: each takes some hundred megabytes."""
 _SAMPLES = 400
 _LEAST_SHARE = 0.15
 """Least share of a view's pixels that a neighbour must see."""
@@ -86,11 +89,7 @@ def dense_scene(
         for n, (view, field) in enumerate(zip(views, fields, strict=True))
     ]
     near = {n: _neighbours(shots, n, exact, config.neighbours) for n in exact}
-    swept: dict[int, Swept] = {}
-    for n in exact:
-        if near[n]:
-            swept[n] = sweep(shots[n], [shots[k] for k in near[n]])
-        track("dense", len(swept), len(exact))
+    swept = _all_swept(shots, near, track)
     counts = {n: confirmations(shots, swept, n, [k for k in near[n] if k in swept]) for n in swept}
     good = {n: believed(swept[n], count, len(near[n])) for n, count in counts.items()}
     share = sum(float(g.float().mean()) for g in good.values()) / max(1, len(good))
@@ -121,6 +120,30 @@ def dense_scene(
         depth=tuple(torch.where(k, d, 0.0) for k, d in zip(usable, depth, strict=True)),
         confidence=tuple(torch.where(k, c, 0.0) for k, c in zip(usable, confidence, strict=True)),
     ), report
+
+
+def _all_swept(
+    shots: Sequence[Shot], near: Mapping[int, Sequence[int]], track: Track
+) -> dict[int, Swept]:
+    """Sweep every view that has neighbours, several at a time and each on one thread.
+
+    A sweep is many small steps, in which threads that share one mostly wait for each other.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that begin from now on take it over
+    try:
+        with ThreadPoolExecutor(min(n_threads, _MOST_AT_ONCE)) as pool:
+            results = pool.map(
+                lambda n: sweep(shots[n], [shots[k] for k in near[n]]) if near[n] else None, near
+            )
+            swept: dict[int, Swept] = {}
+            for n, result in zip(near, results, strict=True):
+                if result is not None:
+                    swept[n] = result
+                track("dense", len(swept), len(near))
+    finally:
+        torch.set_num_threads(n_threads)
+    return swept
 
 
 def _with_lens_offset(

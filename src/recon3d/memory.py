@@ -33,6 +33,8 @@ _MAPS_VALUES = 4  # x, y, z and confidence of a pixel
 _FIXED_BYTES = 128_000_000  # copies of weights and buffers of the libraries; measured, ViT-L
 _HALF_BYTES = 2  # of a value on its way out, and of a token in 16-bit arithmetic
 _FLOAT_BYTES = 4
+_DOUBLE_BYTES = 8
+_COPIES = 8  # of the sampled points, moved and compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,32 +82,42 @@ def n_parameters(config: ModelConfig) -> int:
     return encoder + decoders + 2 * head
 
 
-def working_bytes(config: ModelConfig, shape: Shape, batch_size: int, *, half: bool) -> int:
+def working_bytes(
+    config: ModelConfig, shape: Shape, batch_size: int, *, half: bool, device: str = "cuda"
+) -> int:
     """Return the memory of one batch of pairs of views of this shape, decoded.
 
     Encoding takes less. `half` is 16-bit arithmetic, whose copies of the weights live one at a
-    time.
+    time. On a processor the finest level of a head does one image at a time.
     """
     pixels = shape[0] * shape[1]
     size = _HALF_BYTES if half else _FLOAT_BYTES
     n_tokens = pixels // config.patch_size**2
-    kept = 2 * (config.enc_dim + (config.dec_depth + 1) * config.dec_dim) * n_tokens * size
+    # what the heads read: the decoders sum up in fp32 in any case
+    features = config.enc_dim * size + (config.dec_depth + 1) * config.dec_dim * _FLOAT_BYTES
+    kept = 2 * features * n_tokens
     block = (4 + 2 * config.mlp_ratio) * max(config.enc_dim, config.dec_dim) * n_tokens * size
     # raw values, directions, distances, points and their halves, of both heads
     output = 40 * _FLOAT_BYTES * pixels
+    n_finest = 1 if device == "cpu" else batch_size
     if config.head is HeadType.LINEAR:
-        head = 2 * 4 * pixels * _FLOAT_BYTES
+        head = batch_size * 2 * 4 * pixels * _FLOAT_BYTES
     else:
         dim, last = config.dpt_feature_dim, config.dpt_last_dim
         # what goes into and comes out of the last large convolution: in 16 bits with the latter in
         # fp32 as well, in fp32 with both in the library's own layout as well; and the pyramid,
-        # which has a quarter of the pixels
+        # which has a quarter of the pixels and whose levels are partly in both types
         copies = _FLOAT_BYTES * last if half else size * (dim // 2 + last)
-        head = pixels * (size * (dim // 2 + last) + copies)
-        head += pixels // 4 * dim * _FLOAT_BYTES
+        head = n_finest * pixels * (size * (dim // 2 + last) + copies)
+        head += batch_size * pixels // 4 * dim * (_FLOAT_BYTES + _HALF_BYTES)
     if config.has_descriptors:
         output += 4 * (config.descriptor_dim + 1) * pixels * _FLOAT_BYTES
-    return _FIXED_BYTES + batch_size * (kept + max(block, head) + output)
+    return _FIXED_BYTES + batch_size * (kept + output) + max(batch_size * block, head)
+
+
+def alignment_bytes(n_predictions: int, n_samples: int) -> int:
+    """Return the memory in which the alignment solves for the cameras of so many ordered pairs."""
+    return _COPIES * n_predictions * n_samples * 2 * _MAPS_VALUES * _DOUBLE_BYTES
 
 
 def choose_batch_size(
@@ -160,7 +172,7 @@ def plan(
     first = batch_size or choose_batch_size(config, largest, usable, device, half=half)
 
     def priced(draft: Plan) -> Plan:
-        return _priced(draft, config, shapes, separate, half, max_map_bytes)
+        return _priced(draft, config, shapes, device, half, max_map_bytes)
 
     def too_full(draft: Plan) -> tuple[bool, bool]:
         """Say whether the device and the host are."""
@@ -271,10 +283,11 @@ def _priced(
     draft: Plan,
     config: ModelConfig,
     shapes: Sequence[Shape],
-    separate: bool,
+    device: str,
     half: bool,
     max_map_bytes: int,
 ) -> Plan:
+    separate = device == "cuda"
     scaled = [tuple(max(1, int(draft.share * side)) for side in shape) for shape in shapes]
     pixels = [height * width for height, width in scaled]
     largest = scaled[max(range(len(pixels)), key=pixels.__getitem__)] if pixels else (0, 0)
@@ -283,7 +296,9 @@ def _priced(
     tokens = values * (_HALF_BYTES if half else _FLOAT_BYTES)
     predicted = sum(2 * (pixels[i] + pixels[j]) for i, j in draft.pairs)
     maps = min(predicted * _MAPS_VALUES * _HALF_BYTES, max_map_bytes)
-    working = working_bytes(config, (largest[0], largest[1]), draft.batch_size, half=half)
+    working = working_bytes(
+        config, (largest[0], largest[1]), draft.batch_size, half=half, device=device
+    )
     weights = n_parameters(config) * _FLOAT_BYTES
     device_bytes = weights + working + (0 if draft.tokens_on_host else tokens) if separate else 0
     host_bytes = maps + (tokens if draft.tokens_on_host else 0)

@@ -7,7 +7,8 @@ CroCo (Weinzaepfel et al. 2022), DUSt3R (Wang et al. 2024). The heads are in hea
 Shapes: B pairs, N tokens, D channels, H heads, C channels of one head.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -172,6 +173,19 @@ class DecoderBlock(nn.Module):
         return x_BND + self.mlp(self.norm3(x_BND)), attention
 
 
+def _run_block(
+    block: nn.Module, x_BND: Tensor, y_BND: Tensor, rope_x: Rope, rope_y: Rope, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    out: tuple[Tensor, Tensor | None] = block(x_BND, y_BND, rope_x, rope_y, with_attention=wanted)
+    return out
+
+
+@cache
+def _compiled_block() -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Return `_run_block` compiled; as blocks differ in their weights alone, once for all."""
+    return torch.compile(_run_block, dynamic=False, fullgraph=True)
+
+
 class PatchEmbed(nn.Module):
     """One strided convolution: an image patch becomes a token."""
 
@@ -254,9 +268,12 @@ class TwoViewModel(nn.Module):
         grid_i: Grid,
         grid_j: Grid,
         attention_layers: frozenset[int] = frozenset(),
+        *,
+        compiled: bool = False,
     ) -> DecoderTokens:
         """Run both decoders; every layer of each reads the other's previous layer."""
         config = self.config
+        run = _compiled_block() if compiled else _run_block
         rope_i = self._rope(grid_i, config.dec_dim, config.dec_heads, tokens_i)
         rope_j = self._rope(grid_j, config.dec_dim, config.dec_heads, tokens_j)
         features_i, features_j = [tokens_i], [tokens_j]
@@ -269,10 +286,10 @@ class TwoViewModel(nn.Module):
             zip(self.dec_blocks, self.dec_blocks2, strict=True)
         ):
             wanted = layer in attention_layers
-            next_i, attention_i = block_i(x_i, x_j, rope_i, rope_j, with_attention=wanted)
-            next_j, attention_j = block_j(x_j, x_i, rope_j, rope_i, with_attention=wanted)
+            next_i, attention_i = run(block_i, x_i, x_j, rope_i, rope_j, wanted)
+            next_j, attention_j = run(block_j, x_j, x_i, rope_j, rope_i, wanted)
             x_i, x_j = next_i, next_j
-            if wanted:
+            if attention_i is not None and attention_j is not None:
                 attention[layer] = (attention_i, attention_j)
             features_i.append(x_i)
             features_j.append(x_j)
@@ -311,6 +328,12 @@ class TwoViewModel(nn.Module):
         tokens_j: Float[Tensor, "pair token_j enc_dim"],
         grid_i: Grid,
         grid_j: Grid,
+        *,
+        compiled: bool = False,
     ) -> TwoViewOutput:
-        """Return both pointmaps, in camera i, from the encoded views; a grid is (rows, columns)."""
-        return self.heads(self.decode_tokens(tokens_i, tokens_j, grid_i, grid_j), grid_i, grid_j)
+        """Return both pointmaps, in camera i, from the encoded views; a grid is (rows, columns).
+
+        `compiled` runs the blocks of the decoders compiled, which rounds differently.
+        """
+        decoded = self.decode_tokens(tokens_i, tokens_j, grid_i, grid_j, compiled=compiled)
+        return self.heads(decoded, grid_i, grid_j)

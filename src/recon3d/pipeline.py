@@ -19,7 +19,13 @@ from recon3d.features import RgbOf
 from recon3d.given import read_cameras
 from recon3d.masks import read_masks
 from recon3d.matches import Matches, collect_matches, merge_orders
-from recon3d.memory import free_device_bytes, free_host_bytes, plan, thinned
+from recon3d.memory import (
+    alignment_bytes,
+    free_device_bytes,
+    free_host_bytes,
+    plan,
+    thinned,
+)
 from recon3d.model import TwoViewModel
 from recon3d.pairs import needs_similarity, pair_graph
 from recon3d.photos import find_photos, load_views, read_photo
@@ -150,6 +156,7 @@ def reconstruct_groups(
             cameras=cameras,
             masks=masks,
             limit=None if config.all_components else 1,
+            device=_device_to_align_on(device, len(pairs), config),
             track=track,
         )
         matches = merge_orders(found)
@@ -240,6 +247,16 @@ def _views_that_fit(
     )
     config = replace(config, photos=photos, predict=predict)
     return views, unusable, config, len(planned.pairs) if planned.pairs != tuple(outline) else None
+
+
+def _device_to_align_on(
+    device: torch.device, n_pairs: int, config: RunConfig
+) -> torch.device | None:
+    """Return the GPU where it has room beside the network; mps has no float64."""
+    # both orders of every pair, and as many again as a second step may add
+    needed = alignment_bytes(4 * n_pairs, config.align.samples_per_edge)
+    fits = device.type == "cuda" and needed < free_device_bytes(device) // 2
+    return device if fits else None
 
 
 def _densified(

@@ -13,8 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recon3d.compiled import Trial
 from recon3d.config import PredictConfig
-from recon3d.device import resolve_device, resolve_precision, unless_out_of_memory
+from recon3d.device import (
+    fp32_products,
+    resolve_device,
+    resolve_precision,
+    unless_out_of_memory,
+)
 from recon3d.errors import ResourceError, UsageError
 from recon3d.heads import Grid
 from recon3d.memory import choose_batch_size, free_device_bytes
@@ -170,6 +176,7 @@ class _Runner:
         # elsewhere copies are not asynchronous, or there is nothing to copy
         self.overlaps = device.type == "cuda"
         self.home = torch.device("cpu") if config.tokens_on_host else device
+        self.compile = config.compile
         moved = unless_out_of_memory(lambda: model.to(device).eval())
         if moved is None:
             raise ResourceError(f"the network does not fit into the memory of {device}. {_ADVICE}")
@@ -233,8 +240,13 @@ class _Runner:
         buckets: Mapping[tuple[Grid, Grid], Sequence[tuple[int, int]]],
     ) -> Iterator["_Batch"]:
         for (grid_i, grid_j), bucket in buckets.items():
+            n_batches = -(-len(bucket) // self.batch_size)
             decode = functools.partial(
-                self._decode, tokens=encoded.tokens, grid_i=grid_i, grid_j=grid_j
+                self._decode,
+                tokens=encoded.tokens,
+                grid_i=grid_i,
+                grid_j=grid_j,
+                trial=Trial(self.compile, self.device, n_batches, self.batch_size),
             )
             for _, batch in self._batches(bucket, decode):
                 yield batch
@@ -264,11 +276,13 @@ class _Runner:
         tokens: Mapping[int, Tensor],
         grid_i: Grid,
         grid_j: Grid,
+        trial: Trial,
     ) -> "_Batch":
         with torch.inference_mode(), self._autocast():
             tokens_i = self._sent(torch.stack([tokens[i] for i, _ in chunk]), self.dtype)
             tokens_j = self._sent(torch.stack([tokens[j] for _, j in chunk]), self.dtype)
-            output = self.model.decode(tokens_i, tokens_j, grid_i, grid_j)
+            decode = functools.partial(self.model.decode, tokens_i, tokens_j, grid_i, grid_j)
+            output = trial.run(len(chunk), lambda compiled: decode(compiled=compiled))
         # outside of inference mode, or the aligner could not differentiate with these tensors
         maps = {
             _FIELDS.get(name, name): values
@@ -294,11 +308,17 @@ class _Runner:
             values = values.pin_memory()
         return values.to(self.device, dtype, non_blocking=self.overlaps)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        # every weight is used once: keeping its 16-bit copy would only take memory
-        return torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=False)
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        exact = self.dtype == torch.float32
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(fp32_products(exact=exact))
+            if not exact:
+                # every weight is used once: keeping its 16-bit copy would only take memory
+                stack.enter_context(
+                    torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=False)
+                )
+            yield
 
     def _batches(
         self, items: Sequence[Item], compute: Callable[[Sequence[Item]], Result]

@@ -84,7 +84,11 @@ def make_view(photo: Photo, size: int, patch_size: int) -> View:
         levels = F.interpolate(levels[None], resized_size, mode="bicubic", antialias=True)[0]
     bottom, right = shape.crop_top + shape.height, shape.crop_left + shape.width
     cropped = levels[:, shape.crop_top : bottom, shape.crop_left : right]
-    image = cropped.contiguous().to(torch.float32)
+    # numpy, because torch would share this little work with other threads, which then spin for more
+    # of it and keep the decoders from their cores
+    image = cropped.numpy().astype(np.float32, order="C")
+    image /= np.float32(127.5)
+    image -= np.float32(1)
     photo2view = torch.tensor(
         [
             [shape.resized_width / photo.width, 0.0, -shape.crop_left],
@@ -95,7 +99,7 @@ def make_view(photo: Photo, size: int, patch_size: int) -> View:
     return View(
         name=photo.name,
         sha256=photo.sha256,
-        image=image.div_(127.5).sub_(1.0),
+        image=torch.from_numpy(image),
         photo2view=photo2view,
         photo_width=photo.width,
         photo_height=photo.height,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from recon3d.catalogue import CATALOGUE, verified
-from recon3d.checkpoint import Checkpoint, fill_aliases, read_checkpoint
+from recon3d.checkpoint import Checkpoint, fill_aliases, read_checkpoint, without_memory
 from recon3d.config import ModelConfig
 from recon3d.errors import WeightsError
 from recon3d.files import atomic_write
@@ -107,7 +107,7 @@ def build(checkpoint: Checkpoint) -> TwoViewModel:
             "points. Give those of a two-view network, or train one from them (`train --init`)."
         )
     # No memory is taken before the file has proved to hold what its config promises.
-    with torch.device("meta"):
+    with without_memory():
         model = TwoViewModel(checkpoint.config)
     load_tensors(model, checkpoint.tensors, str(checkpoint.file))
     return model
