@@ -184,7 +184,9 @@ def test_relative_errors_agree_with_colmap(random: np.random.Generator) -> None:
         )
         cosine = ours.translation @ theirs.translation
         cosine /= np.linalg.norm(ours.translation) * np.linalg.norm(theirs.translation)
-        expected.append((np.degrees(ours.rotation.angle_to(theirs.rotation)), np.degrees(np.arccos(cosine))))
+        expected.append(
+            (np.degrees(ours.rotation.angle_to(theirs.rotation)), np.degrees(np.arccos(cosine)))
+        )
     rotation_deg, direction_deg = np.array(expected).T
     assert np.allclose(errors.rotation_deg, rotation_deg, atol=1e-6)
     assert np.allclose(errors.direction_deg, direction_deg, atol=1e-6)

@@ -60,7 +60,8 @@ def dense_scene(
 
     Confirmed pixels are more confident than all others, and all the more the more of their
     surroundings and the more neighbours are. For the others that tells as well, and how far the
-    sweep was from what they got.
+    sweep was from what they got. A view that nothing confirms, as one whose camera is not exact,
+    is the least confident everywhere.
 
     Args:
         scene: depth and confidence as the network sees them.
@@ -105,8 +106,9 @@ def dense_scene(
         return scene, report
     if len(exact) == 2 and len(swept) == 2 and not calibrated:
         shots, swept = _with_lens_offset(shots, swept, good)
-    depth, confidence = [shot.depth for shot in shots], [field.confidence for field in fields]
-    top = max(float(trust.quantile(0.98)) for trust in confidence)
+    depth = [shot.depth for shot in shots]
+    top = max(float(field.confidence.quantile(0.98)) for field in fields)
+    confidence = [torch.ones_like(d) for d in depth]
     for n, result in swept.items():
         expected, known = moved_expectation(shots[n].depth, result.depth, good[n])
         depth[n] = fill(expected, result.depth, good[n], shots[n].grey)
