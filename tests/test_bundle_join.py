@@ -60,7 +60,9 @@ def problem(shared: bool) -> Problem:
     )
 
 
-def joined(matches: list[Matches], placed: list[int], *, shared: bool = True) -> tuple[Rig, Tensor]:
+def joined(
+    matches: list[Matches], placed: list[int], *, shared: bool = True, fixed: int | None = None
+) -> tuple[Rig, Tensor]:
     """Return what becomes of the scene whose other cameras are all at the origin."""
     tracks: Tracks = build_tracks(matches)
     known = torch.zeros(N_VIEWS, dtype=torch.bool)
@@ -71,7 +73,10 @@ def joined(matches: list[Matches], placed: list[int], *, shared: bool = True) ->
         cam2world=torch.where(known[:, None, None], truth().cam2world.double(), nowhere),
         focal=torch.where(known, focal, 3 * focal if shared else focal),
     )
-    return join_views(problem(shared), rig, known, tracks, {(one.i, one.j) for one in matches})
+    given = problem(shared)
+    if fixed is not None:
+        given.constant_pose[fixed] = True
+    return join_views(given, rig, known, tracks, {(one.i, one.j) for one in matches})
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -91,6 +96,12 @@ def test_views_are_placed_one_after_the_other(shared: bool) -> None:
 def test_one_direction_alone_places_nothing() -> None:
     rig, placed = joined([matches_of(1, 5)], [0, 1, 2, 3])
     assert placed.tolist() == [True] * 4 + [False] * 2
+    torch.testing.assert_close(rig.cam2world[5], torch.eye(4).double())
+
+
+def test_a_place_that_is_fixed_stays() -> None:
+    rig, placed = joined([matches_of(n, 5) for n in (0, 1, 2)], [0, 1, 2, 3], fixed=5)
+    assert not placed[5]
     torch.testing.assert_close(rig.cam2world[5], torch.eye(4).double())
 
 

@@ -57,7 +57,7 @@ def join_views(
     """Return the cameras with all views placed that can be, the best supported first.
 
     Args:
-        problem: what stays.
+        problem: what stays; views whose place is fixed are not moved.
         rig: cameras; those of views not `placed` mean nothing, but for constant focal lengths.
         placed: whose cameras are right.
         tracks: of all views.
@@ -76,7 +76,7 @@ def join_views(
     relative: dict[tuple[int, int], Float64[np.ndarray, "4 4"] | None] = {}
     while True:
         found: dict[int, _Place] = {}
-        for n in (~placed).nonzero().flatten().tolist():
+        for n in (~placed & ~problem.constant_pose).nonzero().flatten().tolist():
             words = []
             for i, j in pairs:
                 other = {i: j, j: i}.get(n)
