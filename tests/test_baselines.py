@@ -12,15 +12,14 @@ from scipy.spatial.transform import Rotation
 
 from picture_bytes import encode
 from recon3d.baselines import (
-    FEWEST_MATCHES,
     Features,
     colmap_cameras,
-    essential_pose,
     match,
     require_colmap,
     sift_features,
 )
 from recon3d.errors import InputError, UsageError
+from recon3d.essential import FEWEST_MATCHES, essential_pose
 from recon3d.ground_truth import TruePhoto, read_scene
 from recon3d.metrics import PoseErrors, relative_pose_errors
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from plane_world import shot
-from recon3d.config import DenseConfig
+from recon3d.config import GUESS, DenseConfig
 from recon3d.dense import dense_scene
 from recon3d.sweep import Shot
 from recon3d.types import Scene, Verdict, View
@@ -75,6 +75,7 @@ def test_a_camera_that_is_not_exact_takes_no_part():
     found, report = dense_scene(scene, names, CONFIG, rgb_of=lambda view: photos[view.name])
     assert report.views == 3
     torch.testing.assert_close(found.depth[3], torch.full_like(shots[3].depth, 4.4))
+    assert float(found.confidence[3].max()) <= GUESS < float(found.confidence[0].median())
     assert float((found.depth[0] / shots[0].depth - 1).abs().median()) < 0.01
 
 

@@ -213,6 +213,16 @@ def test_the_percentile_is_over_all_known_pixels_of_the_scene():
     assert len(cloud.confidence) == 105
 
 
+def test_guesses_are_left_out_unless_all_is_wanted_or_nothing_else_is_there():
+    depth, guess = torch.full((10, 14), 3.0), torch.full((10, 14), 1.0005)
+    mixed = make_scene([depth, depth], confidence=[guess, torch.full((10, 14), 1.5)])
+    few = dataclasses.replace(ALL, confidence_percentile=10.0)
+    assert fuse(mixed, few).confidence.tolist() == [1.5] * 140
+    assert len(fuse(mixed, ALL).confidence) == 280
+    assert len(fuse(mixed, dataclasses.replace(few, min_confidence=1.0)).confidence) == 280
+    assert len(fuse(make_scene([depth], confidence=[guess]), few).confidence) == 140
+
+
 def test_an_absolute_threshold_takes_the_place_of_the_percentile():
     ramp = torch.arange(140.0).reshape(10, 14) + 2
     config = FuseConfig(min_confidence=100.0, confidence_percentile=99.0)

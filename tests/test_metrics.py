@@ -1,4 +1,4 @@
-"""Errors against hand-computed values, slow twins and scipy."""
+"""Errors against hand-computed values, slow twins, scipy and COLMAP."""
 
 import math
 
@@ -168,6 +168,39 @@ def test_similarity_agrees_with_scipy(random: np.random.Generator) -> None:
     scale = (rotation.apply(a) * b).sum() / np.square(a).sum()
     assert found.scale == pytest.approx(scale)
     assert np.allclose(found.apply(source).mean(0), target.mean(0))
+
+
+def test_relative_errors_agree_with_colmap(random: np.random.Generator) -> None:
+    pycolmap = pytest.importorskip("pycolmap", reason="needs the extra colmap")
+    found, true = (np.tile(np.eye(4), (5, 1, 1)) for _ in range(2))
+    for cameras in (found, true):
+        cameras[:, :3, :3] = Rotation.random(5, random_state=random).as_matrix()
+        cameras[:, :3, 3] = random.normal(size=(5, 3))
+    errors = relative_pose_errors(found, true)
+    expected = []
+    for i, j in zip(*np.triu_indices(5, k=1), strict=True):
+        ours, theirs = (
+            pycolmap.Rigid3d(c[i, :3]).inverse() * pycolmap.Rigid3d(c[j, :3]) for c in (found, true)
+        )
+        cosine = ours.translation @ theirs.translation
+        cosine /= np.linalg.norm(ours.translation) * np.linalg.norm(theirs.translation)
+        expected.append(
+            (np.degrees(ours.rotation.angle_to(theirs.rotation)), np.degrees(np.arccos(cosine)))
+        )
+    rotation_deg, direction_deg = np.array(expected).T
+    assert np.allclose(errors.rotation_deg, rotation_deg, atol=1e-6)
+    assert np.allclose(errors.direction_deg, direction_deg, atol=1e-6)
+
+
+def test_ate_agrees_with_colmap(random: np.random.Generator) -> None:
+    pycolmap = pytest.importorskip("pycolmap", reason="needs the extra colmap")
+    true = random.normal(size=(7, 3))
+    found = 2 * true @ about("y", 50.0).T + 1 + random.normal(0, 0.3, size=(7, 3))
+    moved = np.array([pycolmap.estimate_sim3d(found, true) * centre for centre in found])
+    extent = np.linalg.norm(true[:, None] - true[None], axis=-1).max()
+    rms = np.sqrt(np.square(moved - true).sum(-1).mean())
+    assert 1 < 100 * rms / extent < 30
+    assert ate_pct(found, true) == pytest.approx(100 * rms / extent, rel=1e-9)
 
 
 def test_robust_similarity_ignores_a_few_wild_points(random: np.random.Generator) -> None:

@@ -152,6 +152,8 @@ def test_confidence_that_knows_the_error_falls(truth: ExactScene, true_scene: Tr
         first, last = surface.error_by_decile[0], surface.error_by_decile[-1]
         assert (first > 5 * last) == honest
         assert surface.depth["abs_rel"] == pytest.approx(0.3 / 4 / 1.15, rel=0.05)
+        by_ratio = torch.cat([(f / f.median() - 1).abs().flatten() for f in factor]).mean()
+        assert surface.depth["abs_rel_by_ratio"] == pytest.approx(float(by_ratio), rel=0.01)
 
 
 def test_what_was_not_placed_is_missing_from_the_cloud(

@@ -1,7 +1,6 @@
-"""What classical methods make of the same photos: SIFT with an essential matrix, and COLMAP.
+"""What classical methods make of the same photos: SIFT matches (`essential`), and COLMAP.
 
-Both get cameras as `cam2world`, nan where they failed, so that their failures count. OpenCV and
-COLMAP both map camera 0 to camera 1; the inversions happen here.
+COLMAP's cameras come as `cam2world`, nan where it failed, so that its failures count.
 """
 
 import tempfile
@@ -20,9 +19,6 @@ from recon3d.ground_truth import TruePhoto
 N_FEATURES = 4096
 RATIO = 0.8
 """Lowe's ratio of the nearest to the second nearest descriptor, IJCV 2004."""
-THRESHOLD_PX = 1.0
-FEWEST_MATCHES = 8
-"""With fewer, an essential matrix (5 points) has next to nothing left to be checked by."""
 _SEED = 0
 
 
@@ -67,58 +63,6 @@ def match(first: Features, second: Features) -> tuple[np.ndarray, np.ndarray]:
     pairs = [(i, j) for i, j in enumerate(best) if j >= 0 and back.get(j) == i]
     rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return first.pixels[rows[:, 0]], second.pixels[rows[:, 1]]
-
-
-def essential_pose(
-    pixels_i: Float64[np.ndarray, "match 2"],
-    pixels_j: Float64[np.ndarray, "match 2"],
-    intrinsics_i: Float64[np.ndarray, "3 3"],
-    intrinsics_j: Float64[np.ndarray, "3 3"],
-) -> Float64[np.ndarray, "4 4"] | None:
-    """Return cam_j2cam_i with a translation of length 1, or None where there is none to be found.
-
-    Five-point essential matrix under MAGSAC++ (Barath et al., CVPR 2020; OpenCV's USAC_MAGSAC) at
-    1 pixel, then the decomposition with the most points in front of both cameras.
-    """
-    if len(pixels_i) < FEWEST_MATCHES:
-        return None
-    # pixels of one common camera: with rays and an identity for intrinsics, OpenCV's MAGSAC scales
-    # its weights as if they were pixels, and errors grow tenfold
-    focal_px = float(np.mean([k[[0, 1], [0, 1]].mean() for k in (intrinsics_i, intrinsics_j)]))
-    common = np.diag([focal_px, focal_px, 1.0])
-    first, second = (
-        np.ascontiguousarray((pixels - k[:2, 2]) / (k[0, 0], k[1, 1]) * focal_px)
-        for pixels, k in ((pixels_i, intrinsics_i), (pixels_j, intrinsics_j))
-    )
-    cv2.setRNGSeed(_SEED)
-    try:
-        essential, inlier = cv2.findEssentialMat(
-            first,
-            second,
-            common,
-            method=cv2.USAC_MAGSAC,
-            prob=0.99999,
-            threshold=THRESHOLD_PX,
-            maxIters=10_000,
-        )
-    except cv2.error:  # raised on degenerate input, such as matches that are all one point
-        return None
-    if essential is None or essential.size == 0:
-        return None
-    best, most = None, 0
-    for candidate in essential.reshape(-1, 3, 3):
-        in_front, rotation, translation, _ = cv2.recoverPose(
-            np.ascontiguousarray(candidate), first, second, common, mask=inlier.copy()
-        )
-        if in_front > most:
-            best, most = (rotation, translation), in_front
-    if best is None:
-        return None
-    rotation, translation = best
-    cam_j2cam_i = np.eye(4)
-    cam_j2cam_i[:3, :3] = rotation.T
-    cam_j2cam_i[:3, 3] = -(rotation.T @ translation)[:, 0]
-    return cam_j2cam_i if np.isfinite(cam_j2cam_i).all() else None
 
 
 def require_colmap() -> None:

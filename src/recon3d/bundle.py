@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from recon3d.bundle_check import RefineReport, fitting, held_out, is_sure, judged
+from recon3d.bundle_check import SURE_OF_VIEW, RefineReport, fitting, held_out, is_sure, judged
 from recon3d.bundle_doubt import camera_doubt
+from recon3d.bundle_join import join_views
 from recon3d.bundle_map import map_cameras
 from recon3d.bundle_scene import rebuilt_scene
 from recon3d.bundle_solve import Problem, Rig, adjust, fit_tracks, problem_of, require_pycolmap
@@ -33,7 +34,14 @@ from recon3d.features import (
 from recon3d.matches import Matches, select
 from recon3d.progress import Track, silent
 from recon3d.sharpen import sharpen_matches
-from recon3d.tracks import Tracks, build_tracks, select_observations, select_tracks
+from recon3d.tracks import (
+    Tracks,
+    build_tracks,
+    largest_group,
+    longest_tracks,
+    select_observations,
+    select_tracks,
+)
 from recon3d.types import Scene, View
 
 logger = logging.getLogger(__name__)
@@ -41,7 +49,6 @@ logger = logging.getLogger(__name__)
 _ROUNDS = 8  # at most; each starts from better points and drops observations that do not fit
 _FALLS = 0.95  # a round that leaves more of the median error is the last ...
 _EXACT = 0.01  # ... and so is one that leaves no more (thousandths)
-_MIN_SHARED = 12  # tracks between two views that hold one against the other
 _MIN_HELD = 0.5  # share of the views that tracks must hold
 _SAME_FOCAL = 1.01  # ratio of EXIF focal lengths of one lens
 _PAYS = 0.8  # of the error of one focal length for all
@@ -255,25 +262,38 @@ def _remapped(
     used, aside, report = _tracks(problem, matches, from_features)
     if report.reason:
         return None
+    pairs = {(one.i, one.j) for one in matches}
     mapped = map_cameras(
         problem,
         start,
         used,
-        {(one.i, one.j) for one in matches},
+        pairs,
         trusted_focal=torch.tensor([v.focal_source in ("exif", "given") for v in scene.verdicts]),
     )
     if mapped is None:
         return None
-    found = _Attempt(
-        rig=mapped.rig,
-        placed=mapped.placed,
-        used=select_observations(used, mapped.placed[used.view]),
-        aside=aside,
-        report=replace(report, remapped=True),
-    )
-    n_tracks = found.used.n_tracks + found.held_out.n_tracks
-    found = replace(found, report=replace(found.report, n_tracks=n_tracks))
-    return _judged_in_rounds(problem, start, found, track)
+
+    def attempt(rig: Rig, placed: Bool[Tensor, " view"]) -> _Attempt:
+        found = _Attempt(
+            rig=rig,
+            placed=placed,
+            used=select_observations(used, placed[used.view]),
+            aside=aside,
+            report=replace(report, remapped=True),
+        )
+        n_tracks = found.used.n_tracks + found.held_out.n_tracks
+        found = replace(found, report=replace(found.report, n_tracks=n_tracks))
+        return _judged_in_rounds(problem, start, found, track)
+
+    found = attempt(mapped.rig, mapped.placed)
+    if found.report.reason or bool(mapped.placed.all()):
+        return found
+    rig, placed = join_views(problem, found.rig, mapped.placed, used, pairs)
+    if int(placed.sum()) == int(mapped.placed.sum()):
+        return found
+    joined = attempt(rig, placed)
+    holds = joined.report.weakest >= min(SURE_OF_VIEW, found.report.weakest)
+    return _better(problem, found, joined) if holds else found
 
 
 def _judged_in_rounds(problem: Problem, start: Rig, found: _Attempt, track: Track) -> _Attempt:
@@ -341,7 +361,7 @@ def _tracks(
     sharp ones say.
     """
     n_views, config = len(problem.unit), problem.config
-    tracks = _limited(_largest_group(build_tracks(matches), n_views), config)
+    tracks = longest_tracks(largest_group(build_tracks(matches), n_views), config.max_tracks)
     aside = held_out(tracks, config)
     report = RefineReport(
         improved=False,
@@ -367,28 +387,3 @@ def _thinned(one: Matches, config: RefineConfig) -> Matches:
     generator = torch.Generator().manual_seed(config.seed)
     drawn = torch.randperm(len(one.confidence), generator=generator)[: config.max_coarse]
     return select(one, drawn.sort().values)
-
-
-def _limited(tracks: Tracks, config: RefineConfig) -> Tracks:
-    """Return at most `max_tracks`, the longest."""
-    length = torch.bincount(tracks.track, minlength=tracks.n_tracks)
-    first = length.argsort(descending=True, stable=True)[: config.max_tracks]
-    keep = torch.zeros(tracks.n_tracks, dtype=torch.bool)
-    keep[first] = True
-    return select_tracks(tracks, keep)
-
-
-def _largest_group(tracks: Tracks, n_views: int) -> Tracks:
-    """Return the tracks among the largest group of views that enough tracks join."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    place = (tracks.view.numpy(), tracks.track.numpy())
-    seen = coo_array((torch.ones(len(tracks.view)).numpy(), place), (n_views, tracks.n_tracks))
-    shared = (seen.tocsr() @ seen.tocsr().T).tocoo()
-    strong = (shared.data >= _MIN_SHARED) & (shared.row != shared.col)
-    links = coo_array((shared.data[strong], (shared.row[strong], shared.col[strong])), shared.shape)
-    label = torch.from_numpy(connected_components(links, directed=False)[1]).long()
-    size = torch.bincount(label)
-    held = (label == size.argmax()) & (size.max() > 1)
-    return select_observations(tracks, held[tracks.view])

@@ -13,8 +13,9 @@ from recon3d.tracks import Tracks
 
 _MIN_SUPPORT = 0.5  # share of the tracks kept aside that must fit the new cameras ...
 _FITS = 0.2  # ... with an error below this share of `max_error`: coarser ones cannot judge
-_SURE_SUPPORT = 0.8  # share that leaves no wish for a better start ...
-_SURE_OF_VIEW = 0.5  # ... where each view has this share of observations that fit
+_SURE_SUPPORT = 0.8  # share that leaves no wish for a better start
+SURE_OF_VIEW = 0.5
+"""Share of the observations of a view that must fit, to leave no doubt about it."""
 _MAX_FOCAL_CHANGE = 2.0  # a larger factor means that the tracks do not hold the focal length
 _SIGMAS = 2.0  # standard errors by which the tracks kept aside must fit better
 
@@ -83,7 +84,7 @@ def judged(
 
 def is_sure(report: RefineReport) -> bool:
     """Say whether the tracks kept aside fit so well that no other start need be tried."""
-    return report.support >= _SURE_SUPPORT and report.weakest >= _SURE_OF_VIEW
+    return report.support >= _SURE_SUPPORT and report.weakest >= SURE_OF_VIEW
 
 
 def fitting(problem: Problem, rig: Rig, tracks: Tracks) -> Bool[Tensor, " observation"]:

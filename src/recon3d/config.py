@@ -178,12 +178,18 @@ class AlignConfig:
     seed: int = 0
 
 
+GUESS = 1.001
+"""Confidence (1 + e^c) up to which depth is but a guess: no network says so little, but dense
+stereo does where nothing that the photos confirm is near."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FuseConfig:
     """From a scene to a point cloud.
 
     A point is kept if its confidence (1 + e^c, the network's unit) is at least `min_confidence`,
-    or, where `confidence_percentile` is given, among the best (100 - percentile) %.
+    or, without, among the best (100 - `confidence_percentile`) % and above `GUESS`; percentile 0
+    keeps all.
     `voxel` is the edge of the thinning grid in scene units, 0 keeps all. A point that stands in
     front of what another camera sees more confidently, by more than `free_space` of its depth, is
     dropped; `depth_edge` is the largest relative step between neighbouring pixels; 0 turns either

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from recon3d.baselines import Features, colmap_cameras, essential_pose, match, sift_features
+from recon3d.baselines import Features, colmap_cameras, match, sift_features
 from recon3d.cameras import photo_intrinsics
 from recon3d.config import Baseline, PhotoConfig, RunConfig
 from recon3d.errors import InputError, ReconstructionError, ResourceError
+from recon3d.essential import essential_pose
 from recon3d.ground_truth import TruePhoto, TrueScene
 from recon3d.measure import Cost, measured
 from recon3d.metrics import focal_error_pct

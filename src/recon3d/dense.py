@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
-from recon3d.config import DenseConfig
+from recon3d.config import GUESS, DenseConfig
 from recon3d.features import RgbOf
 from recon3d.geometry import compose, invert_rigid, pixel_grid, project, transform_points, unproject
 from recon3d.parallel import are_parallel, inverse_depth_offset, moved_lens
@@ -39,6 +39,8 @@ _LEAST_SHARE = 0.15
 _ANGLES_DEG = (1.0, 8.0, 40.0)
 """Angle between the rays of two views below which a neighbour is worth nothing, the best one, and
 the one above which windows no longer look alike."""
+_SUPPORT = 0.1
+"""Share of confirmed surroundings below which depth is but a guess."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +65,8 @@ def dense_scene(
 
     Confirmed pixels are more confident than all others, and all the more the more of their
     surroundings and the more neighbours are. For the others that tells as well, and how far the
-    sweep was from what they got.
+    sweep was from what they got; at most `GUESS` are those that hardly anything confirmed is near
+    to, and views whose cameras are not exact.
 
     Args:
         scene: depth and confidence as the network sees them.
@@ -104,14 +107,18 @@ def dense_scene(
         return scene, report
     if len(exact) == 2 and len(swept) == 2 and not calibrated:
         shots, swept = _with_lens_offset(shots, swept, good)
-    depth, confidence = [shot.depth for shot in shots], [field.confidence for field in fields]
-    top = max(float(trust.quantile(0.98)) for trust in confidence)
+    depth = [shot.depth for shot in shots]
+    top = max(float(field.confidence.quantile(0.98)) for field in fields)
+    confidence = [torch.ones_like(d) for d in depth]
     for n, result in swept.items():
         expected, known = moved_expectation(shots[n].depth, result.depth, good[n])
         depth[n] = fill(expected, result.depth, good[n], shots[n].grey)
         sure = top * (1 + known + 0.1 * counts[n])
-        doubt = (depth[n] / result.depth).log().abs()
-        confidence[n] = torch.where(good[n], sure, 1 + (top - 1) * known * (-doubt).exp())
+        support = known * (-(depth[n] / result.depth).log().abs()).exp()
+        guess = 1 + (GUESS - 1) * support / _SUPPORT
+        above = GUESS + (top - GUESS) * (support - _SUPPORT) / (1 - _SUPPORT)
+        unsure = torch.where(support < _SUPPORT, guess, above)
+        confidence[n] = torch.where(good[n], sure, unsure)
     usable = [field.known for field in fields]
     return replace(
         scene,

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from recon3d.clean import lower_conflicts
-from recon3d.config import FuseConfig
+from recon3d.config import GUESS, FuseConfig
 from recon3d.errors import ReconstructionError, UsageError
 from recon3d.geometry import transform_points, unproject
 from recon3d.sky import sky_pixels
@@ -164,7 +164,11 @@ def _confidence_threshold(
     values = [conf[mask].double() for conf, mask in zip(scene.confidence, known, strict=True)]
     if sum(len(part) for part in values) == 0:
         return 0.0
-    return float(np.percentile(torch.cat(values).numpy(force=True), config.confidence_percentile))
+    every = torch.cat(values).numpy(force=True)
+    least = float(np.percentile(every, config.confidence_percentile))
+    above = every[every > GUESS]
+    all_wanted = config.confidence_percentile == 0 or not len(above)
+    return least if all_wanted else max(least, float(above.min()))
 
 
 def _step(

@@ -150,6 +150,7 @@ _MULTI = (
 )
 _SURFACE = (
     _Column("AbsRel", "abs_rel", 3),
+    _Column("by ratio", "abs_rel_by_ratio", 3),
     _Column("<1.25", "delta_125", 3),
     _Column("covered", "coverage", 3),
     _Column("acc %", "accuracy_pct", 2, "cloud"),

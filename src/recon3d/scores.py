@@ -102,8 +102,10 @@ def surface_figures(
 ) -> Surface | None:
     """Return how well depth, cloud and confidence of a scene agree with the true depth maps.
 
-    Depth: mean over the placed views with true depth, each scaled by its median; `coverage` is the
-    share of the pixels of known depth that have one in the scene. Cloud: the fused points of the
+    Depth: mean over the placed views with true depth, each scaled by its median; `abs_rel_by_ratio`
+    is scaled by the median of the ratios instead, which does not flip between the near and the far
+    half of a photo; `coverage` is the share of the pixels of known depth that have one in the
+    scene. Cloud: the fused points of the
     pixels with true depth, moved by the similarity that fits the scene's points best to the true
     ones (robust, so that a wrong view does not spoil the rest), against the true points of all
     photos, placed or not. Confidence: mean relative depth error of each tenth of all pixels, after
@@ -137,6 +139,7 @@ def surface_figures(
                 per_view.append(
                     {
                         "abs_rel": errors.abs_rel,
+                        "abs_rel_by_ratio": float(errors.spread.mean()),
                         "delta_125": errors.delta_125,
                         "coverage": float(known.sum() / there.sum()),
                     }

@@ -15,6 +15,7 @@ from recon3d.matches import Matches
 
 _ROUNDS = 5
 """Solutions of the triangulation, each with the weights of the one before."""
+_MIN_SHARED = 12  # tracks between two views that hold one against the other
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,6 +61,31 @@ def select_observations(tracks: Tracks, keep: Bool[Tensor, " observation"]) -> T
 def select_tracks(tracks: Tracks, keep: Bool[Tensor, " track"]) -> Tracks:
     """Return those tracks, numbered anew."""
     return select_observations(tracks, keep[tracks.track])
+
+
+def longest_tracks(tracks: Tracks, most: int) -> Tracks:
+    """Return at most that many tracks, the longest."""
+    length = torch.bincount(tracks.track, minlength=tracks.n_tracks)
+    first = length.argsort(descending=True, stable=True)[:most]
+    keep = torch.zeros(tracks.n_tracks, dtype=torch.bool)
+    keep[first] = True
+    return select_tracks(tracks, keep)
+
+
+def largest_group(tracks: Tracks, n_views: int) -> Tracks:
+    """Return the tracks among the largest group of views that enough tracks join."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    place = (tracks.view.numpy(), tracks.track.numpy())
+    seen = coo_array((torch.ones(len(tracks.view)).numpy(), place), (n_views, tracks.n_tracks))
+    shared = (seen.tocsr() @ seen.tocsr().T).tocoo()
+    strong = (shared.data >= _MIN_SHARED) & (shared.row != shared.col)
+    links = coo_array((shared.data[strong], (shared.row[strong], shared.col[strong])), shared.shape)
+    label = torch.from_numpy(connected_components(links, directed=False)[1]).long()
+    size = torch.bincount(label)
+    held = (label == size.argmax()) & (size.max() > 1)
+    return select_observations(tracks, held[tracks.view])
 
 
 def triangulate(
