@@ -8,8 +8,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
-    "errors progress compiler exif cycles retrieval sky measure depth_warp sweep_fill synth.world "
-    "synth.atlas synth.draw synth.relief",
+    "errors progress interrupt compiler exif cycles retrieval sky measure depth_warp sweep_fill "
+    "synth.world synth.atlas synth.draw synth.relief",
     "config console files catalogue torch_file image_header pairs colmap synth.trace "
     "synth.textures synth.sensor",
     "settings device download memory types model_config ground_truth pairs_extra synth.ground "
@@ -27,7 +27,8 @@ LAYERS = (
     "align_given align_refine align_dense bundle warm_start weights_info synth.families",
     "align_place refinement synth.folder",
     "align synth batches",
-    "export training two_view contact_sheet",
+    "export supply two_view contact_sheet",
+    "training",
     "train pretrain",
     "pipeline doctor",
     "contestants summary",

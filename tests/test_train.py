@@ -1,6 +1,10 @@
 """The training loop: it learns, logs, resumes, and its probe tells whether both views are used."""
 
+import copy
 import json
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +15,10 @@ from safetensors.torch import load_file
 from recon3d import batches, config, train, training, weights
 from recon3d.config import ModelConfig, TrainConfig
 from recon3d.errors import ResourceError, UsageError
-from recon3d.model import TwoViewModel, TwoViewOutput
+from recon3d.model import DecoderBlock, EncoderBlock, TwoViewModel, TwoViewOutput
+from recon3d.throughput import Peak
 from recon3d.train_state import State
+from recon3d.workers import Workers
 
 TINY = ModelConfig(
     name="nano", enc_dim=32, enc_depth=1, enc_heads=2, dec_dim=32, dec_depth=2, dec_heads=2
@@ -268,3 +274,82 @@ def test_start_from_weights(tmp_path: Path) -> None:
     state = load_file(tmp_path / "out" / "state.safetensors")
     for name in ("enc_blocks.0.attn.qkv.weight", "downstream_head1.proj.weight"):
         torch.testing.assert_close(state[f"weight.{name}"], begun.state_dict()[name])
+
+
+def test_ctrl_c_leaves_what_was_learnt(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def press(stage: str, done: int, total: int) -> None:
+        if not asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        asked.append(done)
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tmp_path, replace(QUICK, pairs=10**9), track=press)
+    assert len(asked) == 1  # the step was ended, and no other begun
+    assert weights.load(str(tmp_path / "model.safetensors")).config.image_size == 32
+    assert records(tmp_path)[-1]["step"] == 1
+    train.train(tmp_path, replace(QUICK, resume=True))
+    assert records(tmp_path)[-1]["pairs"] >= 24
+
+
+def test_a_piece_ends_in_time_and_counts_all_of_its_time(tmp_path: Path) -> None:
+    began = time.monotonic()
+    # nearly no time: what comes before the first step takes longer
+    train.train(tmp_path, replace(QUICK, pairs=10**9, stop_after=1e-9))
+    assert records(tmp_path)[-1]["step"] == 0
+    train.train(tmp_path, replace(QUICK, pairs=10**9, stop_after=0.02, resume=True))
+    first = records(tmp_path)[-1]
+    assert first["elapsed_s"] <= time.monotonic() - began + 0.1
+    assert "probe_ratio" in first
+    train.train(tmp_path, replace(QUICK, pairs=first["pairs"] + 1, resume=True))
+    assert records(tmp_path)[-1]["elapsed_s"] >= first["elapsed_s"]
+
+
+def test_a_gradient_that_is_not_finite_is_not_followed(tmp_path: Path) -> None:
+    model, batch = TwoViewModel(TINY), batch_of()
+    state = State(model, QUICK)
+    alone = Workers(device=torch.device("cpu"))
+    meter = training.Meter(Peak(1e12, "not measured"), 1)
+    before = {name: p.detach().clone() for name, p in state.named.items()}
+    for factor in (float("nan"), float("inf"), 1.0):
+        step = train.PairTask(model, QUICK, torch.float32).step(
+            batch, 0.9, torch.Generator().manual_seed(0)
+        )
+        _, lost = training._update(state, step.loss * factor, 0.9, QUICK, alone)
+        assert bool(lost) == (factor != 1)
+        meter.add(step, lost, 1.0, 0.5)
+        assert all(bool(p.isfinite().all()) for p in model.parameters())
+        if factor == 1:
+            assert any(not torch.equal(p, before[name]) for name, p in state.named.items())
+    assert meter.take()["steps_lost"] == 2
+    meter.add(step, torch.tensor(True), 1.0, 0.5)
+    with pytest.raises(FloatingPointError, match="no gradient of the last 1 steps"):
+        meter.take()
+
+
+def test_compiled_blocks_compute_the_same() -> None:
+    """Without a compiler behind it: that the graphs are right, and few."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    torch.manual_seed(0)
+    plain = TwoViewModel(replace(TINY, enc_depth=2, dec_depth=3))
+    compiled = copy.deepcopy(plain)
+    for module in compiled.modules():
+        if isinstance(module, EncoderBlock | DecoderBlock):
+            module.compile(dynamic=True, backend=count)
+    for seed, shape in enumerate(((48, 64), (64, 48), (64, 64), (32, 80))):
+        settings = replace(QUICK, attention_layers=(1,))
+        batch = batches.Source(settings, torch.device("cpu"), seed).batch(*shape)
+        losses = [
+            train.loss_of(model, batch, settings, torch.float32, torch.Generator().manual_seed(0))[
+                0
+            ]
+            for model in (plain, compiled)
+        ]
+        torch.testing.assert_close(losses[0], losses[1])
+    assert len(graphs) <= 6  # not one for every shape and layer
