@@ -265,6 +265,10 @@ def test_unusable_weights_are_one_line_and_code_7(
         ("synth",),
         ("synth", "-o", "a", "--scene", "sea"),
         ("train", "-o", "a", "--preset", "gigantic"),
+        ("train", "-o", "a", "--stages", "0.5:128"),
+        ("train", "-o", "a", "--stages", "0.5:128,0.4:160,1:224"),
+        ("train", "-o", "a", "--stages", "1:100"),
+        ("pretrain", "-o", "a", "--stages", "1:64:2"),
     ],
 )
 def test_usage_faults_are_one_line_and_code_2(
@@ -564,8 +568,10 @@ def test_train_starts_from_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(
         recon3d.train, "train", lambda out_dir, config, *, track: got.append(config)
     )
-    assert call("train", "-o", tmp_path, "--init", "croco.safetensors") == 0
-    assert got == [TrainConfig(init="croco.safetensors")]
+    curriculum = ("--stages", "0.5:128,1:224", "--easy-share", "0")
+    assert call("train", "-o", tmp_path, "--init", "croco.safetensors", *curriculum) == 0
+    stages = ((0.5, 128), (1.0, 224))
+    assert got == [TrainConfig(init="croco.safetensors", stages=stages, easy_share=0.0)]
 
 
 def test_pretrain_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

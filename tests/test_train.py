@@ -195,6 +195,10 @@ def test_schedule() -> None:
         64,
         64,
     ]
+    easy = replace(QUICK, easy_share=0.5)
+    eases = [training.ease_at(easy, share) for share in (0.0, 0.25, 0.5, 1.0)]
+    assert eases == pytest.approx([0.3, 0.65, 1.0, 1.0])
+    assert training.ease_at(replace(QUICK, easy_share=0.0), 0.0) == 1
     assert batches.image_shape(128, 0.75, False, 16) == (96, 128)
     assert batches.image_shape(224, 2 / 3, True, 16) == (224, 144)
 

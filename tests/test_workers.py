@@ -76,7 +76,7 @@ def joint_training() -> TwoViewModel:
         shape = batches.image_shape(32, *batches.shape_of_step(QUICK.seed, state.step), 16)
         steps = [
             task.step(
-                s.batch(*shape, ease=min(1.0, 0.3 + 1.2 * progress)),
+                s.batch(*shape, ease=training.ease_at(QUICK, progress)),
                 progress,
                 s.chances(state.step),
             )

@@ -2,6 +2,7 @@
 
 import json
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,18 @@ TrainSeedOption = Annotated[int, typer.Option(min=0, help="Seed.")]
 ScenesOption = Annotated[int, typer.Option(min=1, help="Scenes a step.")]
 ViewsOption = Annotated[int, typer.Option(min=2, max=16, help="Views a scene.")]
 RateOption = Annotated[float, typer.Option(min=0.0, help="Peak of AdamW.")]
+StagesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE:PIXELS,...",
+        help="Long edge of the images until that share of the budget, as 0.8:160,1:224.",
+        show_default=False,
+    ),
+]
+EasyOption = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, help="Share of the budget until scenes are at their hardest."),
+]
 StopOption = Annotated[
     float | None,
     typer.Option(
@@ -126,6 +139,30 @@ def synth(
     say(f"rendered {photos} photos of a {scene.value} into {output}", quiet)
 
 
+def read_stages(text: str) -> tuple[tuple[float, int], ...]:
+    """Return the curriculum that `--stages` gives.
+
+    Raises:
+        UsageError: other than rising shares up to 1, each with a multiple of 16 pixels.
+    """
+    try:
+        stages = tuple(
+            (float(share), int(pixels))
+            for share, pixels in (part.split(":") for part in text.split(","))
+        )
+    except ValueError:
+        stages = ()
+    shares = [share for share, _ in stages]
+    rising = all(low < high for low, high in pairwise([0.0, *shares]))
+    sizes = all(pixels % 16 == 0 and 32 <= pixels <= 1024 for _, pixels in stages)
+    if not (rising and sizes and shares and shares[-1] == 1):
+        raise UsageError(
+            f"--stages {text!r} is not of the form 0.8:160,1:224: shares of the budget that rise "
+            "to 1, each with a long edge from 32 to 1024 that is a multiple of 16."
+        )
+    return stages
+
+
 def check_new(output: Path, resume: bool, overwrite: bool) -> None:
     """Raise UsageError where a training would be lost."""
     if not (resume or overwrite) and (output / "state.safetensors").exists():
@@ -149,6 +186,8 @@ def pretrain(
     mask_ratio: Annotated[
         float, typer.Option(min=0.1, max=0.95, help="Share of one view's patches to hide.")
     ] = PretrainConfig.mask_ratio,
+    stages: StagesOption = None,
+    easy_share: EasyOption = PretrainConfig.easy_share,
     compiled: CompileOption = PretrainConfig.compile,
     compile_network: CompileNetworkOption = PretrainConfig.compile_network,
     stop_after: StopOption = PretrainConfig.stop_after,
@@ -174,6 +213,8 @@ def pretrain(
         views_per_scene=views,
         learning_rate=learning_rate,
         mask_ratio=mask_ratio,
+        stages=PretrainConfig.stages if stages is None else read_stages(stages),
+        easy_share=easy_share,
     )
     with Console(quiet=quiet, verbose=verbose) as console:
         from recon3d.pretrain import pretrain as pretrain_network
@@ -205,6 +246,8 @@ def train(
     matching_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the budget for matching alone.")
     ] = TrainConfig.matching_share,
+    stages: StagesOption = None,
+    easy_share: EasyOption = TrainConfig.easy_share,
     compiled: CompileOption = TrainConfig.compile,
     compile_network: CompileNetworkOption = TrainConfig.compile_network,
     stop_after: StopOption = TrainConfig.stop_after,
@@ -232,6 +275,8 @@ def train(
         learning_rate=learning_rate,
         alpha=alpha,
         matching_share=matching_share,
+        stages=TrainConfig.stages if stages is None else read_stages(stages),
+        easy_share=easy_share,
     )
     with Console(quiet=quiet, verbose=verbose) as console:
         from recon3d.train import train as train_network

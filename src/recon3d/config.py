@@ -316,10 +316,12 @@ class LoopConfig:
     The budget is `minutes` of time or `pairs` ordered pairs, whichever ends first, counted over all
     resumed pieces and all processes; time is that of the whole command, compiling included. After
     `stop_after` minutes of one command a training pauses, to be resumed. `stages` is the
-    curriculum: until the given share of the budget, images of that long edge. `compile` and
-    `smooth_edges`, which casts twice as many rays, are about the renderer; on CUDA it works on
-    `render_ahead` batches ahead. `compile_network` is about the blocks of the transformer. The
-    probe judges the averaged weights on `probe_batches` held-out batches of long edge `probe_size`.
+    curriculum: until the given share of the budget, images of that long edge. Over the first
+    `easy_share` of it, the views of a scene go from having much in common to all that is asked of
+    them. `compile` and `smooth_edges`, which casts twice as many rays, are about the renderer; on
+    CUDA it works on `render_ahead` batches ahead. `compile_network` is about the blocks of the
+    transformer. The probe judges the averaged weights on `probe_batches` held-out batches of long
+    edge `probe_size`.
     """
 
     preset: str = "tiny"
@@ -339,6 +341,7 @@ class LoopConfig:
     scenes_per_step: int = 8
     views_per_scene: int = 3
     stages: tuple[tuple[float, int], ...] = ((0.65, 128), (0.88, 160), (1.0, 224))
+    easy_share: float = 0.6
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     decay_share: float = 0.5

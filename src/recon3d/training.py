@@ -112,6 +112,11 @@ def stage_size(config: LoopConfig, progress: float) -> int:
     return next(size for share, size in config.stages if progress <= share or share >= 1)
 
 
+def ease_at(config: LoopConfig, progress: float) -> float:
+    """Return how hard scenes are at a share of the budget: from 0.3 to 1."""
+    return 1.0 if progress >= config.easy_share else 0.3 + 0.7 * progress / config.easy_share
+
+
 def learning_rate(config: LoopConfig, step: int, progress: float) -> float:
     """Return the rate: linear warm-up, constant, then cosine over the last `decay_share`."""
     warm = min(1.0, (step + 1) / config.warmup_steps)
@@ -228,7 +233,7 @@ def _plan(
     """Return height, width and ease of batch `number`."""
     size = stage_size(config, progress)
     shape = image_shape(size, *shape_of_step(config.seed, number), patch_size)
-    return *shape, min(1.0, 0.3 + 1.2 * progress)
+    return *shape, ease_at(config, progress)
 
 
 def _values(named: Mapping[str, Tensor]) -> dict[str, int | float]:
