@@ -8,7 +8,9 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 
+from recon3d.batches import Batch, Source
 from recon3d.supply import supply_of
 
 
@@ -25,30 +27,50 @@ class Cuda:
         return SimpleNamespace(record_event=lambda: f"event {next(numbers)}")
 
 
-class Made:
-    """A batch: of its parts only the images count as a tensor."""
+class Kept(Tensor):
+    """Writes down which stream its memory is kept for."""
 
-    def __init__(self, *, images: SimpleNamespace, number: int, shape: tuple) -> None:
-        self.images = images
-        self.images.number, self.images.shape = number, shape
+    said: list[tuple[str, object]]
+
+    def record_stream(self, stream: object) -> None:
+        self.said.append(("keep", stream))
 
 
-class Numbers:
-    """A source whose batches are their numbers; number 9 fails."""
+class Numbers(Source):
+    """A source whose images hold the number of the batch and its ease; number 9 fails."""
 
     def __init__(self, cuda: Cuda, kind: str) -> None:
         self.cuda, self.device, self.served = cuda, torch.device(kind), 5
         self.threads: set[int] = set()
         self.begun: list[int] = []
+        self.seven = threading.Event()
 
-    def batch(self, height: int, width: int, ease: float) -> SimpleNamespace:
+    def batch(self, height: int, width: int, ease: float = 1.0) -> Batch:
         number, self.served = self.served, self.served + 1
         self.threads.add(threading.get_ident())
         self.begun.append(number)
+        if number == 7:
+            self.seven.set()
         if number == 9:
             raise RuntimeError("no light")
-        kept = SimpleNamespace(record_stream=lambda stream: self.cuda.said.append(("keep", stream)))
-        return Made(images=kept, number=number, shape=(height, width, ease))
+
+        def kept(*shape: int) -> Kept:
+            tensor = torch.full(shape, number + ease).as_subclass(Kept)
+            tensor.said = self.cuda.said
+            return tensor
+
+        return Batch(
+            images=kept(1, 1, 3, height, width),
+            depth=kept(1, 1, height, width),
+            points_in_cam=kept(1, 1, height, width, 3),
+            cam2world=kept(1, 1, 4, 4),
+            intrinsics=kept(1, 1, 3, 3),
+        )
+
+
+def told(batch: Batch) -> tuple[float, tuple[int, ...]]:
+    """Return number and ease together, and the shape."""
+    return float(batch.images.flatten()[0]), tuple(batch.images.shape[-2:])
 
 
 @pytest.fixture
@@ -70,22 +92,22 @@ def plan(number: int) -> tuple[int, int, float]:
 def test_in_turn_and_ahead(cuda: Cuda) -> None:
     source = Numbers(cuda, "cuda")
     with supply_of(source, 2) as supply:
-        first = supply.take(plan)
-        assert (first.images.number, first.images.shape) == (5, (5, 10, 0.5))
+        assert told(supply.take(plan)) == (5.5, (5, 10))
+        assert source.seven.wait(30)  # begun, though nobody has taken the sixth
         # the stream that trains waits for the rendering, and then holds on to the memory
-        assert cuda.said == [("wait", "event 0"), ("keep", cuda.mine)]
-        assert [supply.take(plan).images.number for _ in range(3)] == [6, 7, 8]
+        assert cuda.said == [("wait", "event 0"), *[("keep", cuda.mine)] * 5]
+        assert [told(supply.take(plan))[0] for _ in range(3)] == [6.5, 7.5, 8.5]
         with pytest.raises(RuntimeError, match="no light"):
             supply.take(plan)
     assert threading.get_ident() not in source.threads
     assert len(source.threads) == 1
-    assert source.begun[-1] > 9  # two were begun when the fifth was asked for
+    assert source.begun[:5] == [5, 6, 7, 8, 9]
 
 
 @pytest.mark.parametrize(("kind", "ahead"), [("cpu", 2), ("cuda", 0)])
 def test_at_once_where_nothing_goes_on_meanwhile(cuda: Cuda, kind: str, ahead: int) -> None:
     source = Numbers(cuda, kind)
     with supply_of(source, ahead) as supply:
-        assert [supply.take(plan).images.shape for _ in range(2)] == [(5, 10, 0.5), (6, 12, 0.5)]
+        assert [told(supply.take(plan)) for _ in range(2)] == [(5.5, (5, 10)), (6.5, (6, 12))]
     assert source.begun == [5, 6]
     assert source.threads == {threading.get_ident()}

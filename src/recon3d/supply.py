@@ -8,6 +8,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ class Supply:
     def __init__(self, source: Source, ahead: int) -> None:
         self.source, self.device = source, source.device
         self._asked = source.served
-        self._coming: deque[Future[tuple[Batch, torch.cuda.Event]]] = deque()
+        self._coming: deque[Future[tuple[Batch, Any]]] = deque()
         self._ahead = ahead if self.device.type == "cuda" else 0
         self._thread: ThreadPoolExecutor | None = None
         if self._ahead > 0:
@@ -48,7 +49,8 @@ class Supply:
             tensor.record_stream(stream)  # its memory is free once this stream is done with it
         return batch
 
-    def _render(self, height: int, width: int, ease: float) -> tuple[Batch, torch.cuda.Event]:
+    def _render(self, height: int, width: int, ease: float) -> tuple[Batch, Any]:
+        """Return a batch and the event at which it is there."""
         with torch.cuda.stream(self._stream):
             batch = self.source.batch(height, width, ease)
             return batch, self._stream.record_event()

@@ -262,11 +262,12 @@ def _update(
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     workers.average_gradients(state.named.values())
-    norm = torch.nn.utils.clip_grad_norm_(state.named.values(), config.gradient_clip)
+    gradients = [p.grad for p in state.named.values() if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (config.gradient_clip / (norm + 1e-6)).clamp_max(1.0))
     lost = ~torch.isfinite(norm)
-    for parameter in state.named.values():
-        if parameter.grad is not None:
-            parameter.grad.masked_fill_(lost, 0.0)
+    for gradient in gradients:
+        gradient.masked_fill_(lost, 0.0)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, state.step, progress)
     state.optimizer.step()
