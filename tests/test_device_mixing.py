@@ -40,8 +40,10 @@ from recon3d.predict import encode_views, predict_encoded
 from recon3d.retrieval import pooled_similarity
 from recon3d.sky import sky_pixels
 from recon3d.throughput import Peak
+from recon3d.train_state import State
 from recon3d.types import KnownCamera, PairPrediction, Scene, View
 from recon3d.weights import save
+from recon3d.workers import Workers
 
 NANO = ModelConfig(
     name="nano", enc_dim=32, enc_depth=1, enc_heads=2, dec_dim=32, dec_depth=2, dec_heads=2
@@ -53,7 +55,7 @@ MATCHING = dataclasses.replace(
 LOOP: dict[str, Any] = dict(
     preset="nano", minutes=1e6, pairs=12, n_procedural_textures=4, probe_batches=1, probe_size=32,
     precision=Precision.FP32, compile=False, scenes_per_step=2, views_per_scene=2,
-    stages=((1.0, 32),), warmup_steps=1, log_every_steps=1,
+    stages=((1.0, 32),), warmup_steps=1, log_every_steps=1, render_ahead=0,
 )  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -408,3 +410,20 @@ def assert_learns_alike(run: Any, settings: Any, folder: Path) -> None:
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert len(losses[0]) >= 4
     assert losses[0] == losses[1]
+
+
+def test_a_step_of_training_waits_for_nothing():
+    settings = config.TrainConfig(**LOOP, attention_layers=(0,), matching_share=0.0)
+    with fake_device() as cuda:
+        place = torch.device("cuda")
+        model = TwoViewModel(NANO).to(place)
+        task, state = train.PairTask(model, settings, torch.bfloat16), State(model, settings)
+        source = batches.Source(settings, place, seed=1)
+        batch = source.batch(32, 48)
+        for progress, number in ((-1.0, 0), (0.5, 1)):  # matching alone, then pairs
+            cuda.waits.clear()
+            cuda.uploads.clear()
+            step = task.step(batch, progress, source.chances(number))
+            training._update(state, step.loss, progress, settings, Workers(device=place))
+            assert not cuda.waits
+            assert not cuda.uploads

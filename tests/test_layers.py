@@ -8,7 +8,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
-    "errors progress compiler essential exif cycles retrieval sky measure depth_warp sweep_fill "
+    "errors progress interrupt compiler essential exif cycles retrieval sky measure depth_warp "
+    "sweep_fill "
     "synth.world synth.atlas synth.draw synth.relief",
     "config console files catalogue torch_file image_header pairs colmap synth.trace "
     "synth.textures synth.sensor",
@@ -29,7 +30,8 @@ LAYERS = (
     "align_place refinement synth.folder",
     "align_verdicts",
     "align synth batches",
-    "export training two_view contact_sheet",
+    "export supply two_view contact_sheet",
+    "training",
     "train pretrain",
     "pipeline doctor",
     "contestants summary",

@@ -1,6 +1,11 @@
 """The training loop: it learns, logs, resumes, and its probe tells whether both views are used."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +17,9 @@ from recon3d import batches, config, train, training, weights
 from recon3d.config import ModelConfig, TrainConfig
 from recon3d.errors import ResourceError, UsageError
 from recon3d.model import TwoViewModel, TwoViewOutput
+from recon3d.throughput import Peak
 from recon3d.train_state import State
+from recon3d.workers import Workers
 
 TINY = ModelConfig(
     name="nano", enc_dim=32, enc_depth=1, enc_heads=2, dec_dim=32, dec_depth=2, dec_heads=2
@@ -272,3 +279,97 @@ def test_start_from_weights(tmp_path: Path) -> None:
     state = load_file(tmp_path / "out" / "state.safetensors")
     for name in ("enc_blocks.0.attn.qkv.weight", "downstream_head1.proj.weight"):
         torch.testing.assert_close(state[f"weight.{name}"], begun.state_dict()[name])
+
+
+def test_ctrl_c_leaves_what_was_learnt(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def press(stage: str, done: int, total: int) -> None:
+        if not asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        asked.append(done)
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tmp_path, replace(QUICK, pairs=10**9), track=press)
+    assert len(asked) == 1  # the step was ended, and no other begun
+    assert weights.load(str(tmp_path / "model.safetensors")).config.image_size == 32
+    assert records(tmp_path)[-1]["step"] == 1
+    train.train(tmp_path, replace(QUICK, resume=True))
+    assert records(tmp_path)[-1]["pairs"] >= 24
+
+
+def test_a_piece_ends_in_time_and_counts_all_of_its_time(tmp_path: Path) -> None:
+    began = time.monotonic()
+    # nearly no time: what comes before the first step takes longer
+    train.train(tmp_path, replace(QUICK, pairs=10**9, stop_after=1e-9))
+    assert records(tmp_path)[-1]["step"] == 0
+    train.train(tmp_path, replace(QUICK, pairs=10**9, stop_after=0.02, resume=True))
+    first = records(tmp_path)[-1]
+    assert first["elapsed_s"] <= time.monotonic() - began + 0.1
+    assert "probe_ratio" in first
+    train.train(tmp_path, replace(QUICK, pairs=first["pairs"] + 1, resume=True))
+    assert records(tmp_path)[-1]["elapsed_s"] >= first["elapsed_s"]
+
+
+def test_a_gradient_that_is_not_finite_is_not_followed(tmp_path: Path) -> None:
+    model, batch = TwoViewModel(TINY), batch_of()
+    state = State(model, QUICK)
+    alone = Workers(device=torch.device("cpu"))
+    meter = training.Meter(Peak(1e12, "not measured"), 1)
+    before = {name: p.detach().clone() for name, p in state.named.items()}
+    for factor in (float("nan"), float("inf"), 1.0):
+        step = train.PairTask(model, QUICK, torch.float32).step(
+            batch, 0.9, torch.Generator().manual_seed(0)
+        )
+        _, lost = training._update(state, step.loss * factor, 0.9, QUICK, alone)
+        assert bool(lost) == (factor != 1)
+        meter.add(step, lost, 1.0, 0.5)
+        assert all(bool(p.isfinite().all()) for p in model.parameters())
+        if factor == 1:
+            assert any(not torch.equal(p, before[name]) for name, p in state.named.items())
+    assert meter.take()["steps_lost"] == 2
+    meter.add(step, torch.tensor(True), 1.0, 0.5)
+    with pytest.raises(FloatingPointError, match="no gradient of the last 1 steps"):
+        meter.take()
+
+
+_COMPARE_BLOCKS = """
+import copy, torch
+from recon3d import batches, config, train, training
+from recon3d.model import TwoViewModel
+graphs = []
+def count(graph, inputs):
+    graphs.append(graph)
+    return graph
+compiler = torch.nn.Module.compile
+torch.nn.Module.compile = lambda module, **given: compiler(module, backend=count, **given)
+sizes = config.ModelConfig(
+    enc_dim=32, enc_depth=2, enc_heads=2, dec_dim=32, dec_depth=3, dec_heads=2
+)
+settings = config.TrainConfig(
+    n_procedural_textures=4, compile=False, smooth_edges=False, scenes_per_step=2,
+    views_per_scene=2, attention_layers=(1,),
+)
+plain = TwoViewModel(sizes)
+fast = copy.deepcopy(plain)
+training.compile_blocks(fast)
+for seed, shape in enumerate(((48, 64), (64, 48), (64, 64), (32, 80))):
+    batch = batches.Source(settings, torch.device("cpu"), seed).batch(*shape)
+    for model in (plain, fast):
+        chances = torch.Generator().manual_seed(0)
+        model.zero_grad()
+        train.loss_of(model, batch, settings, torch.bfloat16, chances)[0].backward()
+    for one, other in zip(plain.parameters(), fast.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad)
+# of encoder blocks the first and the others, of decoder blocks with attention and without
+assert len(graphs) == 4, len(graphs)
+"""
+
+
+def test_compiled_blocks_compute_the_same() -> None:
+    """In a process of its own, since type checks at run time cannot be compiled.
+
+    No compiler stands behind it: the graphs must be right, and not one for every shape and layer.
+    """
+    subprocess.run([sys.executable, "-c", _COMPARE_BLOCKS], check=True, timeout=300)

@@ -1,7 +1,6 @@
 """Batches of procedural views with exact targets: an endless supply for training and probing."""
 
 from dataclasses import dataclass
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +66,10 @@ class Source:
         self.atlas = make_atlas(self.config.n_procedural_textures, generator, self.folder)
         self.texels, self.atlas_number = self.atlas.texels.to(self.device), number
 
+    def chances(self, number: int) -> torch.Generator:
+        """Return the randomness, on the CPU, of what is done with batch `number`."""
+        return torch.Generator().manual_seed(_seed(*self.seed, 4, number))
+
     def batch(self, height: int, width: int, ease: float = 1.0) -> Batch:
         """Render one batch; `ease` < 1 gives views more in common (easy first)."""
         config, generator = self.config, self.generator
@@ -102,10 +105,11 @@ class Source:
             )
             light = seen.rgb.permute(0, 1, 4, 2, 3).flatten(0, 1)
             images = photograph(light, self.device_generator, ease).unflatten(0, seen.rgb.shape[:2])
+            depth = torch.where(torch.isfinite(seen.depth), seen.depth, 0.0)
         return Batch(
             images=images * 2 - 1,
-            depth=seen.depth,
-            points_in_cam=unproject(seen.depth, intrinsics),
+            depth=depth,
+            points_in_cam=unproject(depth, intrinsics),
             cam2world=cam2world,
             intrinsics=intrinsics,
         )
@@ -141,9 +145,12 @@ def ordered_pairs(batch: Batch) -> tuple[Tensor, Tensor]:
     """Return all ordered pairs of views of one scene, as flat view indices."""
     n_scenes, n_views = batch.images.shape[:2]
     device = batch.images.device
-    order = torch.tensor(list(permutations(range(n_views), 2)), device=device)
+    # worked out on the device: nothing is sent there, for which it would have to be waited
+    number = torch.arange(n_views * (n_views - 1), device=device)
+    first, other = number // (n_views - 1), number % (n_views - 1)
+    second = other + (other >= first)
     base = torch.arange(n_scenes, device=device)[:, None] * n_views
-    return (base + order[:, 0]).flatten(), (base + order[:, 1]).flatten()
+    return (base + first).flatten(), (base + second).flatten()
 
 
 def matches_of(

@@ -328,12 +328,15 @@ class EvaluateConfig:
 class LoopConfig:
     """What training and pretraining on procedural scenes have in common.
 
-    The budget is `minutes` of training time or `pairs` ordered pairs, whichever ends first, counted
-    over all resumed pieces and all processes. `stages` is the curriculum: until the given share of
-    the budget, images of that long edge. Over the first `easy_share` of it, the views of a scene go
-    from having much in common to all that is asked of them. `compile` and `smooth_edges`, which
-    casts twice as many rays, are about the renderer. The probe judges the
-    averaged weights on `probe_batches` held-out batches of long edge `probe_size`.
+    The budget is `minutes` of time or `pairs` ordered pairs, whichever ends first, counted over all
+    resumed pieces and all processes; time is that of the whole command, compiling included. After
+    `stop_after` minutes of one command a training pauses, to be resumed. `stages` is the
+    curriculum: until the given share of the budget, images of that long edge. Over the first
+    `easy_share` of it, the views of a scene go from having much in common to all that is asked of
+    them. `compile` and `smooth_edges`, which casts twice as many rays, are about the renderer; on
+    CUDA it works on `render_ahead` batches ahead. `compile_network` is about the blocks of the
+    transformer. The probe judges the averaged weights on `probe_batches` held-out batches of long
+    edge `probe_size`.
     """
 
     preset: str = "tiny"
@@ -345,7 +348,10 @@ class LoopConfig:
     device: str = "auto"
     precision: Precision = Precision.AUTO
     compile: bool = True
+    compile_network: bool = False
     smooth_edges: bool = True
+    render_ahead: int = 2
+    stop_after: float | None = None
     seed: int = 0
     scenes_per_step: int = 8
     views_per_scene: int = 3

@@ -43,6 +43,27 @@ def confidence_loss(
     return confidence * error - alpha * confidence.log()
 
 
+def mean_where(
+    values: Float[Tensor, "pair height width"], valid: Bool[Tensor, "pair height width"]
+) -> Float[Tensor, ""]:
+    """Return the mean of the valid values, 0 of none; the device need not be waited for."""
+    return torch.where(valid, values, 0).sum() / valid.sum().clamp_min(1)
+
+
+def regression_loss(
+    predicted: tuple[Float[Tensor, "pair height width 3"], Float[Tensor, "pair height width 3"]],
+    confidence: tuple[Float[Tensor, "pair height width"], Float[Tensor, "pair height width"]],
+    target: tuple[Float[Tensor, "pair height width 3"], Float[Tensor, "pair height width 3"]],
+    valid: tuple[Bool[Tensor, "pair height width"], Bool[Tensor, "pair height width"]],
+    alpha: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return (confidence-weighted loss of both views, mean error of view i, of view j)."""
+    error_i, error_j = pointmap_errors(predicted, target, valid)
+    loss = mean_where(confidence_loss(error_i, confidence[0], alpha), valid[0])
+    loss = loss + mean_where(confidence_loss(error_j, confidence[1], alpha), valid[1])
+    return loss, mean_where(error_i, valid[0]), mean_where(error_j, valid[1])
+
+
 def token_matches(
     points_i_in_j: Float[Tensor, "pair height_i width_i 3"],
     valid_i: Bool[Tensor, "pair height_i width_i"],

@@ -121,16 +121,27 @@ class CrossAttention(nn.Module):
         return q, rotate(self._split(self.projk(memory_BND)), rope_k)
 
     def forward(self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope) -> Tensor:
+        return self.with_log(query_BND, memory_BND, rope_q, rope_k, 0)[0]
+
+    def with_log(
+        self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope, n_heads: int
+    ) -> tuple[Tensor, Float[Tensor, "B H Nq Nk"] | None]:
+        """Return what `forward` does, and the log of the weights of the first heads, in fp32."""
         q, k = self.query_key(query_BND, memory_BND, rope_q, rope_k)
         out_BHNC = attend(q, k, self._split(self.projv(memory_BND)))
-        return self.proj(out_BHNC.transpose(1, 2).flatten(2))
+        out_BND = self.proj(out_BHNC.transpose(1, 2).flatten(2))
+        if n_heads == 0:
+            return out_BND, None
+        scores = (q[:, :n_heads] @ k[:, :n_heads].mT).float()
+        return out_BND, scores.mul(q.shape[-1] ** -0.5).log_softmax(dim=-1)
 
     def log_attention(
         self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope
     ) -> Float[Tensor, "B H Nq Nk"]:
         """Return the log of the attention weights `forward` uses, in fp32."""
-        q, k = self.query_key(query_BND, memory_BND, rope_q, rope_k)
-        return (q @ k.mT).float().mul(q.shape[-1] ** -0.5).log_softmax(dim=-1)
+        _, log = self.with_log(query_BND, memory_BND, rope_q, rope_k, self.heads)
+        assert log is not None
+        return log
 
 
 class EncoderBlock(nn.Module):
@@ -162,21 +173,37 @@ class DecoderBlock(nn.Module):
         self.mlp = Mlp(dim, mlp_ratio * dim)
 
     def forward(
-        self, x_BND: Tensor, y_BND: Tensor, rope_x: Rope, rope_y: Rope, *, with_attention: bool
+        self,
+        x_BND: Tensor,
+        y_BND: Tensor,
+        rope_x: Rope,
+        rope_y: Rope,
+        *,
+        with_attention: bool,
+        watched_heads: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         x_BND = x_BND + self.attn(self.norm1(x_BND), rope_x)
         query, memory = self.norm2(x_BND), self.norm_y(y_BND)
-        attention = None
-        if with_attention:
-            attention = self.cross_attn.log_attention(query, memory, rope_x, rope_y)
-        x_BND = x_BND + self.cross_attn(query, memory, rope_x, rope_y)
+        n_heads = self.cross_attn.heads if watched_heads is None else watched_heads
+        mixed, attention = self.cross_attn.with_log(
+            query, memory, rope_x, rope_y, n_heads if with_attention else 0
+        )
+        x_BND = x_BND + mixed
         return x_BND + self.mlp(self.norm3(x_BND)), attention
 
 
 def _run_block(
-    block: nn.Module, x_BND: Tensor, y_BND: Tensor, rope_x: Rope, rope_y: Rope, wanted: bool
+    block: nn.Module,
+    x_BND: Tensor,
+    y_BND: Tensor,
+    rope_x: Rope,
+    rope_y: Rope,
+    with_attention: bool,
+    watched_heads: int | None,
 ) -> tuple[Tensor, Tensor | None]:
-    out: tuple[Tensor, Tensor | None] = block(x_BND, y_BND, rope_x, rope_y, with_attention=wanted)
+    out: tuple[Tensor, Tensor | None] = block(
+        x_BND, y_BND, rope_x, rope_y, with_attention=with_attention, watched_heads=watched_heads
+    )
     return out
 
 
@@ -268,10 +295,15 @@ class TwoViewModel(nn.Module):
         grid_i: Grid,
         grid_j: Grid,
         attention_layers: frozenset[int] = frozenset(),
+        watched_heads: int | None = None,
         *,
         compiled: bool = False,
     ) -> DecoderTokens:
-        """Run both decoders; every layer of each reads the other's previous layer."""
+        """Run both decoders; every layer of each reads the other's previous layer.
+
+        Of the `attention_layers` the log-attention of the first `watched_heads` is kept (None: of
+        all heads).
+        """
         config = self.config
         run = _compiled_block() if compiled else _run_block
         rope_i = self._rope(grid_i, config.dec_dim, config.dec_heads, tokens_i)
@@ -286,8 +318,8 @@ class TwoViewModel(nn.Module):
             zip(self.dec_blocks, self.dec_blocks2, strict=True)
         ):
             wanted = layer in attention_layers
-            next_i, attention_i = run(block_i, x_i, x_j, rope_i, rope_j, wanted)
-            next_j, attention_j = run(block_j, x_j, x_i, rope_j, rope_i, wanted)
+            next_i, attention_i = run(block_i, x_i, x_j, rope_i, rope_j, wanted, watched_heads)
+            next_j, attention_j = run(block_j, x_j, x_i, rope_j, rope_i, wanted, watched_heads)
             x_i, x_j = next_i, next_j
             if attention_i is not None and attention_j is not None:
                 attention[layer] = (attention_i, attention_j)

@@ -1,5 +1,6 @@
 """Pretraining by cross-view completion on procedural scenes: its loss and its probe."""
 
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from recon3d.device import resolve_precision
 from recon3d.errors import UsageError
 from recon3d.progress import Track, silent
 from recon3d.throughput import completion_flops
-from recon3d.training import Step, Task, open_folder, run
+from recon3d.training import Step, Task, compile_blocks, open_folder, run
 from recon3d.workers import join_workers
 
 _PROBE_MASK_SEED = 20_260_101
@@ -79,9 +80,11 @@ class CompletionTask(Task[CrocoModel]):
 
     name = "pretraining"
 
-    def __init__(self, model: CrocoModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: CrocoModel, dtype: torch.dtype, *, compiled: bool = False) -> None:
         self.model, self.dtype = model, dtype
         self.patch_size = model.config.patch_size
+        if compiled:
+            compile_blocks(model)
 
     def step(self, batch: Batch, progress: float, generator: torch.Generator) -> Step:
         """Return the loss of all ordered pairs of the batch."""
@@ -110,9 +113,11 @@ def pretrain(out_dir: Path, config: PretrainConfig, *, track: Track = silent) ->
 
     Raises:
         UsageError: for an unknown preset, or a resume without a state.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once all is written.
         ResourceError: when `out_dir` cannot be written.
         FloatingPointError: when the loss is no longer finite.
     """
+    began = time.monotonic()
     if config.preset not in PRESETS:
         raise UsageError(f"preset {config.preset!r} is unknown. Known: {', '.join(PRESETS)}.")
     open_folder(out_dir)
@@ -120,4 +125,5 @@ def pretrain(out_dir: Path, config: PretrainConfig, *, track: Track = silent) ->
         dtype = resolve_precision(config.precision, workers.device)
         torch.manual_seed(config.seed)
         model = CrocoModel(croco_config(PRESETS[config.preset], config)).to(workers.device)
-        run(CompletionTask(model, dtype), config, out_dir, workers, track=track)
+        task = CompletionTask(model, dtype, compiled=config.compile_network)
+        run(task, config, out_dir, workers, began=began, track=track)

@@ -6,6 +6,8 @@ Without the latter a plain regression run ignores the other view for a very long
 """
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from recon3d.geometry import rotation_angle, umeyama
 from recon3d.model import TwoViewModel, TwoViewOutput
 from recon3d.progress import Track, silent
 from recon3d.throughput import embedding_flops, encoder_flops, two_view_flops
-from recon3d.training import Step, Task, open_folder, run
+from recon3d.training import Step, Task, compile_blocks, open_folder, run
 from recon3d.warm_start import start_from
 from recon3d.workers import join_workers
 
@@ -48,8 +50,12 @@ def loss_of(
     config: TrainConfig,
     dtype: torch.dtype,
     generator: torch.Generator,
+    regress: Callable[..., tuple[Tensor, Tensor, Tensor]] = losses.regression_loss,
 ) -> tuple[Tensor, dict[str, Tensor], int]:
-    """Return the loss of all ordered pairs of each scene, its parts, and the number of pairs."""
+    """Return the loss of all ordered pairs of each scene, its parts, and the number of pairs.
+
+    `regress` may be a compiled form of the default.
+    """
     n_scenes, n_views, _, height, width = batch.images.shape
     device = batch.images.device
     patch = model.config.patch_size
@@ -59,25 +65,25 @@ def loss_of(
     target = pair_targets(batch, i, j)
     i_over_j, j_over_i = matches_of(batch, target, i, j, patch)
     n_negative = min(n_scenes, max(1, round(config.negative_share * n_true))) if n_scenes > 1 else 0
-    chosen = torch.randperm(n_scenes, generator=generator)[:n_negative].to(device)
+    chosen = torch.randperm(n_scenes, generator=generator)[:n_negative]
+    chosen = chosen.to(device, non_blocking=True)
     i = torch.cat((i, chosen * n_views))
     j = torch.cat((j, (chosen + 1) % n_scenes * n_views))
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         tokens = model.encode(batch.images.flatten(0, 1))
         descriptors = model.decoder_embed(tokens)  # keep the encoder's matches alive
         decoded = model.decode_tokens(
-            tokens[i], tokens[j], grid, grid, frozenset(config.attention_layers)
+            tokens[i], tokens[j], grid, grid, frozenset(config.attention_layers), 1
         )
     out = model.heads(decoded, grid, grid)
     true = TwoViewOutput(*(value[:n_true] for value in out[:4]))
-    error_i, error_j = losses.pointmap_errors(
+    regression, error_i, error_j = regress(
         (true.pointmap_i, true.pointmap_j),
+        (true.confidence_i, true.confidence_j),
         (target.points_i, target.points_j),
         (target.valid_i, target.valid_j),
+        config.alpha,
     )
-    parts_i = losses.confidence_loss(error_i, true.confidence_i, config.alpha)[target.valid_i]
-    parts_j = losses.confidence_loss(error_j, true.confidence_j, config.alpha)[target.valid_j]
-    regression = parts_i.mean() + parts_j.mean()
     if n_negative:
         unrelated = out.confidence_j[n_true:]
         charge = torch.full_like(unrelated, NEGATIVE_ERROR)
@@ -87,13 +93,13 @@ def loss_of(
         )
     matching = torch.zeros((), device=device)
     for over_j, over_i in decoded.attention.values():
-        matching = matching + losses.attention_loss(over_j[:n_true, :1], i_over_j) / 2
-        matching = matching + losses.attention_loss(over_i[:n_true, :1], j_over_i) / 2
+        matching = matching + losses.attention_loss(over_j[:n_true], i_over_j) / 2
+        matching = matching + losses.attention_loss(over_i[:n_true], j_over_i) / 2
     matching = matching / max(1, len(decoded.attention))
     kept, right = losses.descriptor_loss(descriptors[i[:n_true]], descriptors[j[:n_true]], i_over_j)
     parts = {
-        "error_i": error_i[target.valid_i].mean().detach(),
-        "error_j": error_j[target.valid_j].mean().detach(),
+        "error_i": error_i.detach(),
+        "error_j": error_j.detach(),
         "attention": matching.detach(),
         "matching": kept.detach(),
         "right": right,
@@ -135,7 +141,7 @@ def probe(model: TwoViewModel, batches: list[Batch], dtype: torch.dtype) -> dict
             (error,) = losses.pointmap_errors(
                 (output.pointmap_j,), (target.points_j,), (target.valid_j,)
             )
-            errors.append(error[target.valid_j].mean())
+            errors.append(losses.mean_where(error, target.valid_j))
         # View 2's pixels in camera 1 (forward) and in camera 2 (backward): one similarity.
         weight = (forward.confidence_j * backward.confidence_i).log() * target.valid_j
         _, rotation, _ = umeyama(
@@ -164,6 +170,10 @@ class PairTask(Task[TwoViewModel]):
     def __init__(self, model: TwoViewModel, config: TrainConfig, dtype: torch.dtype) -> None:
         self.model, self.config, self.dtype = model, config, dtype
         self.patch_size = model.config.patch_size
+        self.regress = losses.regression_loss
+        if config.compile_network:
+            compile_blocks(model)
+            self.regress = torch.compile(losses.regression_loss, dynamic=True)
 
     def step(self, batch: Batch, progress: float, generator: torch.Generator) -> Step:
         """Return the loss of all ordered pairs of the batch."""
@@ -173,7 +183,9 @@ class PairTask(Task[TwoViewModel]):
         if progress < self.config.matching_share:
             flops = encoder_flops(sizes, n_tokens, n_tokens) + embedding_flops(sizes, n_tokens)
             return Step(*matching_loss_of(self.model, batch, self.dtype), n_images * flops)
-        loss, parts, n_pairs = loss_of(self.model, batch, self.config, self.dtype, generator)
+        loss, parts, n_pairs = loss_of(
+            self.model, batch, self.config, self.dtype, generator, self.regress
+        )
         return Step(loss, parts, n_pairs, two_view_flops(sizes, n_images, n_pairs, n_tokens))
 
     def probe(self, model: TwoViewModel, batches: list[Batch]) -> dict[str, float]:
@@ -192,10 +204,12 @@ def train(out_dir: Path, config: TrainConfig, *, track: Track = silent) -> None:
 
     Raises:
         UsageError: for an unknown preset, or a resume without a state.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once all is written.
         WeightsError: for weights to start from that do not fit.
         ResourceError: when `out_dir` cannot be written.
         FloatingPointError: when the loss is no longer finite.
     """
+    began = time.monotonic()
     if config.preset not in PRESETS:
         raise UsageError(f"preset {config.preset!r} is unknown. Known: {', '.join(PRESETS)}.")
     open_folder(out_dir)
@@ -206,4 +220,4 @@ def train(out_dir: Path, config: TrainConfig, *, track: Track = silent) -> None:
         if config.init is not None and not config.resume:
             start_from(model, config.init)
         task = PairTask(model.to(workers.device), config, dtype)
-        run(task, config, out_dir, workers, track=track)
+        run(task, config, out_dir, workers, began=began, track=track)

@@ -11,6 +11,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Generic, NamedTuple, TextIO, TypeVar
 
@@ -20,7 +21,10 @@ from torch import Tensor, nn
 from recon3d.batches import Batch, Source, image_shape, shape_of_step
 from recon3d.config import LoopConfig
 from recon3d.files import not_writable
+from recon3d.interrupt import Interrupt
+from recon3d.model import DecoderBlock, EncoderBlock
 from recon3d.progress import Track, silent
+from recon3d.supply import supply_of
 from recon3d.throughput import TRAINING_PASSES, Peak, peak_of
 from recon3d.train_state import State
 from recon3d.workers import Workers
@@ -67,25 +71,39 @@ class Meter:
 
     def __init__(self, peak: Peak, n_workers: int) -> None:
         self.peak, self.n_workers = peak, n_workers
-        self.pairs, self.flops, self.seconds, self.render_s = 0, 0, 0.0, 0.0
+        self._start_again()
 
-    def add(self, step: Step, seconds: float, render_s: float) -> None:
+    def _start_again(self) -> None:
+        self.steps, self.pairs, self.flops, self.seconds, self.render_s = 0, 0, 0, 0.0, 0.0
+        self.lost: list[Tensor] = []
+
+    def add(self, step: Step, lost: Tensor, seconds: float, render_s: float) -> None:
         """Count one step of this worker; the others do as much in the same time."""
+        self.steps += 1
         self.pairs += step.n_pairs * self.n_workers
         self.flops += TRAINING_PASSES * step.forward_flops
         self.seconds += seconds
         self.render_s += render_s
+        self.lost.append(lost)
 
-    def take(self) -> dict[str, float]:
-        """Return the figures of the time since the last call, and start again."""
-        seconds = max(self.seconds, 1e-9)
-        figures = {
+    def take(self) -> dict[str, int | float]:
+        """Return the figures of the time since the last call, and start again.
+
+        Raises:
+            FloatingPointError: when the gradient of no step was finite.
+        """
+        seconds, n_lost = max(self.seconds, 1e-9), int(torch.stack(self.lost).sum())
+        if n_lost == self.steps:
+            raise FloatingPointError(f"no gradient of the last {self.steps} steps was finite")
+        figures: dict[str, int | float] = {
             "pairs_per_s": self.pairs / seconds,
             "render_share": self.render_s / seconds,
             "gflop_per_pair": self.flops * self.n_workers / max(self.pairs, 1) / 1e9,
             "mfu": self.flops / seconds / self.peak.flops_per_s,
         }
-        self.pairs, self.flops, self.seconds, self.render_s = 0, 0, 0.0, 0.0
+        if n_lost:
+            figures["steps_lost"] = n_lost
+        self._start_again()
         return figures
 
 
@@ -119,59 +137,76 @@ def open_folder(out_dir: Path) -> None:
         raise not_writable(out_dir, error) from error
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """Compile the blocks of a transformer, in place: once for all, whatever number of tokens.
+
+    Averages and saved weights are those of the plain network.
+    """
+    for module in model.modules():
+        if isinstance(module, EncoderBlock | DecoderBlock):
+            module.compile(dynamic=True)
+
+
 def run(
     task: Task[Network],
     config: LoopConfig,
     out_dir: Path,
     workers: Workers,
     *,
+    began: float | None = None,
     track: Track = silent,
 ) -> None:
     """Train until the budget is spent; rank 0 leaves weights, state.safetensors and log.jsonl.
 
+    `began` is the `time.monotonic()` from which time counts, also that of compiling. The first
+    Ctrl-C or SIGTERM ends the step, writes what there is, and then raises KeyboardInterrupt.
+
     Raises:
-        UsageError: a resume without a state, or from that of another network.
+        UsageError: a resume without a state, or that of another network.
         ResourceError: when `out_dir` cannot be written.
-        FloatingPointError: when the loss is no longer finite.
+        FloatingPointError: when no gradient between two records was finite.
     """
+    began = time.monotonic() if began is None else began
     device = workers.device
     workers.start_equal(task.model)
     state = State(task.model, config)
     if config.resume:
         state.load(out_dir)
+    started = began - state.elapsed_s
     source = Source(config, device, config.seed + 1, workers.rank)
     source.served = state.step
     meter = Meter(peak_of(device, task.dtype), workers.size)
     held_out = _held_out(config, task.patch_size, workers)
-    started = time.monotonic() - state.elapsed_s
     next_probe, next_save = state.elapsed_s + 30, state.elapsed_s + config.save_every_s
-    with _journal(out_dir, workers) as log:
+    piece_ends = math.inf if config.stop_after is None else began + 60 * config.stop_after
+    with (
+        _journal(out_dir, workers) as log,
+        Interrupt() as interrupt,
+        supply_of(source, config.render_ahead) as supply,
+    ):
         _log(log, _opening(state, workers, task, meter.peak))
-        while (progress := workers.agree(state.progress(config))) < 1:
-            began = time.monotonic()
-            size = stage_size(config, progress)
-            shape = image_shape(size, *shape_of_step(config.seed, state.step), task.patch_size)
-            batch = source.batch(*shape, ease=ease_at(config, progress))
+        while True:
+            state.elapsed_s = time.monotonic() - started
+            ends = interrupt.asked or time.monotonic() >= piece_ends
+            progress = workers.agree(math.inf if ends else state.progress(config))
+            if progress >= 1:
+                break
+            asked = time.monotonic()
+            batch = supply.take(partial(_plan, config, progress, task.patch_size))
             rendered = time.monotonic()
-            step = task.step(batch, progress, source.generator)
-            norm = _update(state, step.loss, progress, config, workers)
+            step = task.step(batch, progress, source.chances(state.step))
+            norm, lost = _update(state, step.loss, progress, config, workers)
             state.pairs += step.n_pairs * workers.size
-            ended = time.monotonic()
-            state.elapsed_s = ended - started
-            meter.add(step, ended - began, rendered - began)
+            meter.add(step, lost, time.monotonic() - asked, rendered - asked)
             if not workers.leads:
                 continue
             track(task.name, min(1000, int(1000 * progress)), 1000)
+            state.elapsed_s = time.monotonic() - started
             record: dict[str, int | float] = {}
             if state.step % config.log_every_steps == 0:
-                record = {name: float(value) for name, value in step.parts.items()}
-                record |= {
-                    "loss": float(step.loss.detach()),
-                    "gradient_norm": float(norm),
-                    "learning_rate": state.optimizer.param_groups[0]["lr"],
-                    "height": shape[0],
-                    "width": shape[1],
-                }
+                record = _values(step.parts | {"loss": step.loss, "gradient_norm": norm})
+                record["learning_rate"] = state.optimizer.param_groups[0]["lr"]
+                record["height"], record["width"] = batch.images.shape[-2:]
                 record |= meter.take()
             if state.elapsed_s >= next_probe:
                 record |= task.probe(state.averaged_model(), held_out)
@@ -182,12 +217,29 @@ def run(
                 _save(task, state, out_dir)
                 next_save = state.elapsed_s + config.save_every_s
         if workers.leads:
-            final = task.probe(state.averaged_model(), held_out)
-            _log(log, _counters(state) | (meter.take() if meter.pairs else {}) | final)
+            last = meter.take() if meter.steps else {}
+            if not interrupt.asked:
+                last |= task.probe(state.averaged_model(), held_out)
+            _log(log, _counters(state) | last)
             _save(task, state, out_dir)
-            logger.info(
-                "%s: %d pairs in %.0f s: %s", task.name, state.pairs, state.elapsed_s, final
-            )
+            logger.info("%s: %d pairs in %.0f s: %s", task.name, state.pairs, state.elapsed_s, last)
+    if interrupt.asked:
+        raise KeyboardInterrupt
+
+
+def _plan(
+    config: LoopConfig, progress: float, patch_size: int, number: int
+) -> tuple[int, int, float]:
+    """Return height, width and ease of batch `number`."""
+    size = stage_size(config, progress)
+    shape = image_shape(size, *shape_of_step(config.seed, number), patch_size)
+    return *shape, ease_at(config, progress)
+
+
+def _values(named: Mapping[str, Tensor]) -> dict[str, int | float]:
+    """Return the numbers, for which the device is waited for but once."""
+    together = torch.stack([value.detach().float() for value in named.values()])
+    return dict(zip(named, together.tolist(), strict=True))
 
 
 def _held_out(config: LoopConfig, patch_size: int, workers: Workers) -> list[Batch]:
@@ -201,20 +253,27 @@ def _held_out(config: LoopConfig, patch_size: int, workers: Workers) -> list[Bat
 
 def _update(
     state: State[Network], loss: Tensor, progress: float, config: LoopConfig, workers: Workers
-) -> Tensor:
-    """Take one step of AdamW and move the average; return the norm of the gradient."""
+) -> tuple[Tensor, Tensor]:
+    """Take one step of AdamW and move the average; return the norm of the gradient.
+
+    A gradient that is not finite counts as zero; the second result says whether it did. The device
+    is not waited for.
+    """
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     workers.average_gradients(state.named.values())
-    norm = torch.nn.utils.clip_grad_norm_(state.named.values(), config.gradient_clip)
-    if not torch.isfinite(norm):
-        raise FloatingPointError(f"step {state.step}: loss {float(loss.detach())} is not finite")
+    gradients = [p.grad for p in state.named.values() if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (config.gradient_clip / (norm + 1e-6)).clamp_max(1.0))
+    lost = ~torch.isfinite(norm)
+    for gradient in gradients:
+        gradient.masked_fill_(lost, 0.0)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, state.step, progress)
     state.optimizer.step()
     state.step += 1
     state.update_average(config.ema_decay)
-    return norm
+    return norm, lost
 
 
 def _save(task: Task[Network], state: State[Network], out_dir: Path) -> None:

@@ -3,9 +3,11 @@
 Cameras are OpenCV. Rays have z = 1 in their camera, so that the ray parameter is the depth.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,9 +21,11 @@ from recon3d.synth.surface import surface, take
 from recon3d.synth.trace import nearest, table_of
 from recon3d.synth.world import World, pick
 
+logger = logging.getLogger(__name__)
+
 _BLOCKS = {
     ("cast", "cpu"): (1, 4096),
-    ("cast", "cuda"): (64, 4096),
+    ("cast", "cuda"): (256, 4096),
     ("depth", "cpu"): (24, 81),
     ("depth", "cuda"): (1024, 81),
 }
@@ -83,7 +87,20 @@ def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _can_compile(ray: Tensor) -> bool:
-    return ray.device.type != "cpu" or find_compiler() is not None
+    """Say whether torch.compile has what it needs: a compiler, and Triton on CUDA."""
+    if ray.device.type == "cuda" and find_spec("triton") is None:
+        _warn("Triton is not installed: the renderer is not compiled, and many times slower")
+        return False
+    if find_compiler() is None:
+        _warn("no C++ compiler is found: the renderer is not compiled, and many times slower")
+        return False
+    return True
+
+
+@cache
+def _warn(text: str) -> None:
+    """Say it once."""
+    logger.warning("%s", text)
 
 
 def _block(name: str, ray: Tensor, compiled: bool) -> tuple[int, int]:

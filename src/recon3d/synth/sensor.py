@@ -1,6 +1,7 @@
 """What a camera does to light: exposure, white balance, tone, blur, noise, vignetting, JPEG."""
 
 import math
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -59,11 +60,23 @@ def _motion(out: Tensor, draw: Draw, strength: float) -> Tensor:
     return F.conv2d(flat, kernel[:, None], groups=n).transpose(0, 1)
 
 
-def _cosines(device: torch.device) -> Tensor:
-    """Rows of the orthonormal discrete cosine transform of 8 values."""
-    k = torch.arange(_JPEG_BLOCK, device=device, dtype=torch.float32)
+_TO_YCC = ((0.299, 0.587, 0.114), (-0.1687, -0.3313, 0.5), (0.5, -0.4187, -0.0813))
+
+
+@cache
+def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return, on the device: RGB to YCbCr, its inverse, the steps of quality 50, the cosines.
+
+    The last are the rows of the orthonormal discrete cosine transform of 8 values.
+    """
+    to_ycc = torch.tensor(_TO_YCC)
+    k = torch.arange(_JPEG_BLOCK, dtype=torch.float32)
     rows = torch.cos((2 * k[None, :] + 1) * k[:, None] * math.pi / (2 * _JPEG_BLOCK))
-    return rows * torch.where(k == 0, 1 / 8, 1 / 4).sqrt()[:, None]
+    cosines = rows * torch.where(k == 0, 1 / 8, 1 / 4).sqrt()[:, None]
+    quanta = torch.tensor(_QUANTA, dtype=torch.float32).view(8, 8)
+    quanta = quanta * torch.tensor([1.0, 1.6, 1.6])[:, None, None]
+    tables = (to_ycc, torch.linalg.inv(to_ycc), quanta, cosines)
+    return tables[0].to(device), tables[1].to(device), tables[2].to(device), tables[3].to(device)
 
 
 def compressed(
@@ -74,22 +87,16 @@ def compressed(
     Source: ITU-T T.81, annex A and table K.1; quality as in the Independent JPEG Group's library.
     """
     n, _, height, width = rgb.shape
-    device = rgb.device
-    to_ycc = torch.tensor(
-        [[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]], device=device
-    )
+    to_ycc, to_rgb, quanta, cosines = _tables(rgb.device)
     ycc = torch.einsum("ij,njhw->nihw", to_ycc, rgb * 255)
     padded = F.pad(ycc, (0, -width % 8, 0, -height % 8), mode="replicate")
     rows, columns = padded.shape[2] // 8, padded.shape[3] // 8
     blocks = padded.view(n, 3, rows, 8, columns, 8).permute(0, 1, 2, 4, 3, 5)
-    cosines = _cosines(device)
     scale = torch.where(quality < 50, 50 / quality.clamp_min(1), 2 - quality / 50)
-    quanta = torch.tensor(_QUANTA, device=device, dtype=torch.float32).view(8, 8)
-    step = (quanta * scale[:, None, None]).clamp_min(1)[:, None, None, None]
-    step = step * torch.tensor([1.0, 1.6, 1.6], device=device)[:, None, None, None, None]
+    step = (quanta * scale[:, None, None, None]).clamp_min(1)[:, :, None, None]
     frequency = ((cosines @ blocks @ cosines.mT) / step).round() * step
     back = (cosines.mT @ frequency @ cosines).permute(0, 1, 2, 4, 3, 5).reshape(padded.shape)
-    out = torch.einsum("ij,njhw->nihw", torch.linalg.inv(to_ycc), back[..., :height, :width])
+    out = torch.einsum("ij,njhw->nihw", to_rgb, back[..., :height, :width])
     return (out / 255).clamp(0, 1)
 
 
