@@ -9,8 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
     "errors progress interrupt compiler essential exif cycles retrieval sky measure depth_warp "
-    "sweep_fill "
-    "synth.world synth.atlas synth.draw synth.relief",
+    "sweep_fill synth.world synth.atlas synth.draw synth.relief",
     "config console files catalogue torch_file image_header pairs colmap synth.trace "
     "synth.textures synth.sensor",
     "settings device download memory types model_config ground_truth pairs_extra synth.ground "
