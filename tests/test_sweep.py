@@ -6,7 +6,7 @@ import torch
 
 from plane_world import flat, shot
 from recon3d.geometry import compose, invert_rigid, project, transform_points
-from recon3d.sweep import Shot, Swept, _correlation, sweep
+from recon3d.sweep import Shot, _correlation, sweep
 from recon3d.sweep_check import believed, confirmations
 
 INSIDE = (slice(8, -8), slice(16, -16))
@@ -97,14 +97,3 @@ def test_specks_and_unlike_windows_are_not_believed():
     speck = torch.zeros_like(count)
     speck[30, 40] = 1
     assert not bool(believed(result._replace(score=torch.ones_like(result.score)), speck, 1).any())
-
-
-def test_small_groups_of_another_depth_are_not_believed():
-    depth = torch.full(shot(0.0).depth.shape, 4.0)
-    depth[30:32, 30:32] = 2.0  # 4 of 6,912 pixels
-    depth[40:50, 40:50] = 2.0
-    count = torch.ones(depth.shape, dtype=torch.int64)
-    good = believed(Swept(depth, torch.ones_like(depth)), count, 1)
-    assert not bool(good[30:32, 30:32].any())
-    assert bool(good[40:50, 40:50].all())
-    assert int((~good[INSIDE]).sum()) == 4

@@ -1,16 +1,13 @@
 """Which swept depths other views confirm.
 
 A depth is believed where the neighbour that it falls on says the same and leads back to the same
-pixel, and where it is part of a surface: small groups of pixels whose depth differs from what is
-around them are chance (speckles; Hirschmueller, PAMI 2008, section 2.5).
+pixel.
 """
 
 from collections.abc import Mapping, Sequence
 
-import cv2
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
@@ -30,8 +27,6 @@ _MOST_PIXELS, _MOST_DEPTH = 1.0, 0.02
 """How far from its pixel, and how much in depth, a point may come back from a neighbour."""
 _COMPANY = 0.5
 """Share of the 5x5 pixels around that must be believed as well: specks are chance."""
-_LEAST_GROUP, _GROUP_STEP = 8e-4, 0.03
-"""Least size of a surface, relative to the view, and the largest relative step of depth within."""
 
 
 def confirmations(
@@ -81,16 +76,4 @@ def believed(
     inside[RADIUS:-RADIUS, RADIUS:-RADIUS] = True
     good = good & inside  # windows that reach beyond the photo are compared with nothing
     company = F.avg_pool2d(good[None].float(), 5, 1, 2, count_include_pad=False)[0]
-    return _without_speckles(good & (company >= _COMPANY), swept.depth)
-
-
-def _without_speckles(
-    good: Bool[Tensor, "height width"], depth: Float[Tensor, "height width"]
-) -> Bool[Tensor, "height width"]:
-    """Return the good pixels that belong to large enough groups of neighbours of like depth."""
-    unit, nothing = _GROUP_STEP / 16, -30_000  # whole numbers are what OpenCV compares
-    level = (depth / depth[good].median()).log() / unit if bool(good.any()) else depth
-    steps = torch.where(good, level.clamp(-20_000, 20_000), nothing).round()
-    groups: np.ndarray = steps.cpu().numpy().astype(np.int16)
-    cv2.filterSpeckles(groups, nothing, max(1, int(_LEAST_GROUP * good.numel())), 16)
-    return good & torch.from_numpy(groups != nothing).to(good.device)
+    return good & (company >= _COMPANY)
