@@ -43,7 +43,7 @@ def completion_loss_of(
     images, patch = batch.images.flatten(0, 1), model.config.patch_size
     grid = model.grid_of(images)
     hidden = random_hidden(len(i), grid[0] * grid[1], model.config.mask_ratio, generator)
-    hidden = hidden.to(images.device)
+    hidden = hidden.to(images.device, non_blocking=True)
     with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
         whole = model.encode(images)  # once each, though a view serves several pairs
         seen = model.encode(images[i], hidden)

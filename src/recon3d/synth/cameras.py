@@ -20,6 +20,9 @@ from recon3d.synth.trace import FAR
 from recon3d.synth.world import World
 
 CLEARANCE_M = 0.12
+_BARE = 0.5
+"""What the variety of depth counts beside the wish for a share in common, in the choice of views:
+little, for bare walls and grounds are photographed too."""
 _GRID = 9
 """Rays along the long and the short edge of the coarse grid."""
 
@@ -208,7 +211,7 @@ def sample_cameras(
     # have in common is at least what the first sees as well.
     wish = draw.uniform(n, n_views - 1, low=ranges.covisibility[0], high=ranges.covisibility[1])
     wish = torch.where(draw.chance(n, n_views - 1, share=ranges.none_share), 0.0, wish)
-    quality = _quality(there, clear)
+    quality = _quality(there, clear) + _BARE * _variety(there)
     chosen: list[Int[Tensor, " scene"]] = []
     for view in range(n_views - 1):
         cost = (common - wish[:, view, None]).abs() - quality
