@@ -6,7 +6,7 @@ import torch
 
 from plane_world import flat, shot
 from recon3d.geometry import compose, invert_rigid, project, transform_points
-from recon3d.sweep import Shot, _correlation, sweep
+from recon3d.sweep import Shot, _Compared, sweep
 from recon3d.sweep_check import believed, confirmations
 
 INSIDE = (slice(8, -8), slice(16, -16))
@@ -54,8 +54,9 @@ def test_without_texture_the_expectation_stays():
 
 def test_correlation_matches_a_loop():
     one, other = shot(0.0, size=(24, 32)), shot(0.4, size=(24, 32), turn=0.05)
-    inverse = torch.tensor([0.2, 0.25])
-    fast = _correlation(one, other, inverse)
+    inverse = [0.2, 0.25]
+    compared = _Compared(one, other)
+    fast = [compared.at(w) for w in inverse]
     one2other = compose(invert_rigid(other.cam2world), one.cam2world)
     for plane, (row, column) in ((0, (12, 16)), (1, (14, 19))):
         mine, theirs = [], []
@@ -73,7 +74,7 @@ def test_correlation_matches_a_loop():
         a, b = torch.tensor(mine).double(), torch.tensor(theirs).double()
         a, b = a - a.mean(), b - b.mean()
         spread = ((a.square().mean() + 1e-4) * (b.square().mean() + 1e-4)).sqrt()
-        assert abs(float(fast[plane, row, column]) - float((a * b).mean() / spread)) < 1e-3
+        assert abs(float(fast[plane][row, column]) - float((a * b).mean() / spread)) < 1e-3
 
 
 def test_neighbours_confirm_true_depth_and_refuse_wrong_depth():

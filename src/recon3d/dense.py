@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
@@ -136,8 +137,9 @@ def _all_swept(
 
     A sweep is many small steps, in which threads that share one mostly wait for each other.
     """
-    n_threads = torch.get_num_threads()
+    n_threads, n_cv_threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)  # threads that begin from now on take it over
+    cv2.setNumThreads(1)
     try:
         with ThreadPoolExecutor(min(n_threads, _MOST_AT_ONCE)) as pool:
             results = pool.map(
@@ -150,6 +152,7 @@ def _all_swept(
                 track("dense", len(swept), len(near))
     finally:
         torch.set_num_threads(n_threads)
+        cv2.setNumThreads(n_cv_threads)
     return swept
 
 

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
 from recon3d.geometry import compose, invert_rigid, pixel_grid
+
+Picture = Shaped[np.ndarray, "_ _"]
 
 RADIUS = 3
 """Half the side of the compared windows, in pixels."""
@@ -28,11 +31,13 @@ _WIDEN = 1.6
 """Factor by which the range of depths exceeds that of the expected depth, at both ends."""
 _SMALL_STEP, _LARGE_STEP = 0.03, 0.25
 """Cost of a change by one plane, and of any larger one, between neighbouring pixels."""
-_CHUNK_PLANES = 8
 _EDGE = 0.05
 """Difference of grey at which a large step costs half."""
 _PULL, _PULL_RANGE = 0.06, 0.3
 """Cost of leaving the expected depth by the second, relative; bounded by the first."""
+_TO_CENTRES = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
+_FROM_CENTRES = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+"""From pixels whose first centre is at 0.5 to OpenCV's, where it is at 0, and back."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,15 +65,7 @@ def sweep(shot: Shot, others: Sequence[Shot]) -> Swept:
         others: at least one, with overlap.
     """
     inverse = _planes(shot, others)
-    scores = (_correlation(shot, other, inverse) for other in others)
-    best = next(scores)
-    second = torch.full_like(best, -1.0)
-    for score in scores:
-        second = torch.maximum(second, torch.minimum(best, score))
-        best = torch.maximum(best, score)
-    likeness = (best + second) / 2 if len(others) > 2 else best
-    expected = (shot.depth.log() + inverse.log()[:, None, None]).abs()
-    cost = 1 - likeness + _PULL * (expected / _PULL_RANGE).clamp_max(1)
+    likeness, cost = _likeness_and_cost(shot, others, inverse)
     smooth = _smoothed(cost, shot.grey)
     plane = smooth.argmin(0, keepdim=True).clamp(1, len(inverse) - 2)
     low, here, high = (smooth.gather(0, plane + k)[0] for k in (-1, 0, 1))
@@ -76,6 +73,27 @@ def sweep(shot: Shot, others: Sequence[Shot]) -> Swept:
     step = inverse[1] - inverse[0]
     depth = 1 / (inverse[0] + (plane[0] + offset) * step)
     return Swept(depth, likeness.gather(0, plane)[0])
+
+
+def _likeness_and_cost(
+    shot: Shot, others: Sequence[Shot], inverse: Float[Tensor, " plane"]
+) -> tuple[Float[Tensor, "plane height width"], Float[Tensor, "plane height width"]]:
+    """Return the correlation of the better half of the others, and the cost of every plane."""
+    compared = [_Compared(shot, other) for other in others]
+    log_depth = shot.depth.log()
+    likeness = torch.empty(len(inverse), *shot.grey.shape)
+    cost = torch.empty_like(likeness)
+    for k, w in enumerate(inverse.tolist()):
+        scores = (torch.from_numpy(other.at(w)) for other in compared)
+        best = next(scores)
+        second = torch.full_like(best, -1.0)
+        for score in scores:
+            second = torch.maximum(second, torch.minimum(best, score))
+            best = torch.maximum(best, score)
+        likeness[k] = (best + second) / 2 if len(others) > 2 else best
+        off = ((log_depth + math.log(w)).abs() / _PULL_RANGE).clamp_max(1)
+        cost[k] = 1 - likeness[k] + _PULL * off
+    return likeness, cost
 
 
 def _planes(shot: Shot, others: Sequence[Shot]) -> Float[Tensor, " plane"]:
@@ -106,51 +124,56 @@ def _epipolar(shot: Shot, other: Shot) -> tuple[Float[Tensor, "3 3"], Float[Tens
     return turned.to(shot.grey), (lens @ relative[:3, 3]).to(shot.grey)
 
 
-def _correlation(
-    shot: Shot, other: Shot, inverse: Float[Tensor, " plane"]
-) -> Float[Tensor, "plane height width"]:
-    """Return the correlation of windows with the other shot on every plane; -1 outside of it.
+class _Compared:
+    """The windows of a shot beside those of another that a plane of equal depth carries there.
 
     Greys count from their mean, so that the zeros beyond the border of a photo are grey as well.
     """
-    turned, move = _epipolar(shot, other)
-    grid = pixel_grid(*shot.grey.shape, device=shot.grey.device)
-    rays = torch.cat((grid, torch.ones_like(grid[..., :1])), -1) @ turned.mT
-    mine, theirs = (one.grey - one.grey.mean() for one in (shot, other))
-    mean_a = _box(mine[None])
-    floor = _LEAST_CONTRAST**2
-    variance_a = (_box(mine.square()[None]) - mean_a.square()).clamp_min(0) + floor
-    scores = []
-    for some in inverse.split(_CHUNK_PLANES):
-        warped, seen = _sample(theirs, rays[None] + some[:, None, None, None] * move)
-        mean_b = _box(warped)
-        variance_b = (_box(warped.square()) - mean_b.square()).clamp_min(0) + floor
-        both = _box(mine * warped) - mean_a * mean_b
-        scores.append(torch.where(seen, both / (variance_a * variance_b).sqrt(), -1.0))
-    return torch.cat(scores)
+
+    def __init__(self, shot: Shot, other: Shot) -> None:
+        turned, move = _epipolar(shot, other)
+        # OpenCV counts pixels from the centre of the first one
+        self._turned = _TO_CENTRES @ turned.double().numpy() @ _FROM_CENTRES
+        self._move = _TO_CENTRES @ move.double().numpy()
+        mine, theirs = ((one.grey - one.grey.mean()).contiguous().numpy() for one in (shot, other))
+        self._mine, self._theirs = mine, theirs
+        self._mean = _box(mine)
+        self._inverse_spread = 1 / np.sqrt(_variance(mine, self._mean))
+        self._everywhere = np.ones(theirs.shape, np.uint8)
+
+    def at(self, inverse_depth: float) -> Picture:
+        """Return the correlation on the plane of that depth; -1 outside of the other shot."""
+        plane = self._turned.copy()
+        plane[:, 2] += inverse_depth * self._move
+        warped = self._warped(self._theirs, plane, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+        seen = self._warped(self._everywhere, plane, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT) > 0
+        height, width = self._mine.shape
+        corners = np.array([(x, y, 1) for x in (-1, width) for y in (-1, height)])
+        if (corners @ plane[2]).min() <= 0:  # part of the plane lies behind the other camera
+            ahead = plane[2, 0] * np.arange(width) + plane[2, 1] * np.arange(height)[:, None]
+            seen &= ahead + plane[2, 2] > 0
+        mean = _box(warped)
+        score = _box(self._mine * warped) - self._mean * mean
+        score *= self._inverse_spread
+        score /= np.sqrt(_variance(warped, mean))
+        return np.where(seen, score, np.float32(-1))
+
+    def _warped(self, image: Picture, plane: Picture, method: int, border: int) -> Picture:
+        height, width = self._mine.shape
+        return cv2.warpPerspective(
+            image, plane, (width, height), flags=method | cv2.WARP_INVERSE_MAP, borderMode=border
+        )
 
 
-def _sample(
-    image: Float[Tensor, "h w"], at: Float[Tensor, "plane height width 3"]
-) -> tuple[Float[Tensor, "plane height width"], Bool[Tensor, "plane height width"]]:
-    """Return the image at homogeneous pixels, bilinear, and which of them lie inside."""
-    height, width = image.shape
-    size = torch.tensor([width, height], device=image.device)
-    place = at[..., :2] / at[..., 2:].clamp_min(1e-6) * (2 / size) - 1
-    seen = (at[..., 2] > 0) & (place.abs() < 1).all(-1)
-    stack = image.expand(len(at), 1, height, width)
-    found = F.grid_sample(stack, place, mode="bilinear", padding_mode="border", align_corners=False)
-    return found[:, 0], seen
+def _box(values: Picture) -> Picture:
+    """Return the mean over windows, zero beyond the border."""
+    side = 2 * RADIUS + 1
+    return cv2.boxFilter(values, -1, (side, side), borderType=cv2.BORDER_CONSTANT)
 
 
-def _box(values: Float[Tensor, "plane height width"]) -> Float[Tensor, "plane height width"]:
-    """Return the mean over windows, zero beyond the border; sums of shifts are the fastest here."""
-    for axis, pad in ((2, (RADIUS, RADIUS)), (1, (0, 0, RADIUS, RADIUS))):
-        size, padded = values.shape[axis], F.pad(values, pad)
-        values = padded.narrow(axis, 0, size).clone()
-        for k in range(1, 2 * RADIUS + 1):
-            values += padded.narrow(axis, k, size)
-    return values / (2 * RADIUS + 1) ** 2
+def _variance(values: Picture, mean: Picture) -> Picture:
+    """Return the variance over windows, that of no texture added."""
+    return np.maximum(_box(values * values) - mean * mean, 0) + np.float32(_LEAST_CONTRAST**2)
 
 
 def _smoothed(
