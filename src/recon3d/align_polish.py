@@ -152,7 +152,8 @@ def _camera_step(
 ) -> Float64[Tensor, "view 7"]:
     """Return each camera's turn (about its centre), move, and change of log focal length."""
     parts = [
-        _camera_system(mean[cut], pull[cut], unit2world[cut], ray[cut]) for cut in edge_chunks(mean)
+        _camera_system(mean[cut], pull[cut], unit2world[cut], ray[cut])
+        for cut in edge_chunks(mean, vectors=7)
     ]
     matrix, gradient, reach = (torch.cat(values) for values in zip(*parts, strict=True))
     size = reach.sum() / pull.sum().clamp_min(TINY)

@@ -107,10 +107,13 @@ class KeptMaps:
         return sorted(self._of_view[view], key=lambda entry: (entry.prediction, not entry.is_own))
 
 
-def edge_chunks(per_edge: Float[Tensor, "edge sample *_"]) -> Iterator[slice]:
-    """Yield slices of edges few enough that what is made of them stays in the cache, on a CPU."""
+def edge_chunks(per_edge: Float[Tensor, "edge sample *_"], vectors: int = 1) -> Iterator[slice]:
+    """Yield slices of edges few enough that what is made of them stays in the cache, on a CPU.
+
+    `vectors` is how many of three numbers are made of one sample.
+    """
     points = _CHUNK_POINTS if per_edge.device.type == "cpu" else 64 * _CHUNK_POINTS
-    step = max(1, points // per_edge.shape[1])
+    step = max(1, points // (vectors * per_edge.shape[1]))
     for start in range(0, len(per_edge), step):
         yield slice(start, start + step)
 
