@@ -30,7 +30,9 @@ def test_ci_finds_each_command(mark: str) -> None:
 
 
 def test_every_option_in_an_example_exists() -> None:
-    known = {*OPTIONS, "--overwrite", "--config", "--json", "--matches", "--no-refine"}
+    run = typer.main.get_command(app).commands["run"]
+    known = {name for option in run.params for name in (*option.opts, *option.secondary_opts)}
+    assert known >= set(OPTIONS)
     for block in fenced("sh"):
         for line in block.splitlines():
             command = line.partition("recon3d run")[2].partition("#")[0]
