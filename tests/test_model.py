@@ -207,12 +207,13 @@ def test_log_attention_is_what_forward_mixes_with() -> None:
     attention = CrossAttention(24, 3)
     query, memory = torch.randn(2, 6, 24), torch.randn(2, 4, 24)
     ropes = [rope_table(g, 8, 100.0, torch.device("cpu"), torch.float32) for g in ((2, 3), (2, 2))]
-    log_weights = attention.log_attention(query, memory, *ropes)
+    out, log_weights = attention(query, memory, *ropes, 3)
     assert log_weights.shape == (2, 3, 6, 4)
     torch.testing.assert_close(log_weights.exp().sum(-1), torch.ones(2, 3, 6))
     values = attention.projv(memory).reshape(2, 4, 3, 8).transpose(1, 2)
     mixed = (log_weights.exp() @ values).transpose(1, 2).reshape(2, 6, 24)
-    torch.testing.assert_close(attention.proj(mixed), attention(query, memory, *ropes))
+    torch.testing.assert_close(attention.proj(mixed), out)
+    torch.testing.assert_close(attention(query, memory, *ropes)[0], out)
 
 
 def test_attention_is_returned_for_the_layers_asked_for_and_changes_nothing() -> None:

@@ -113,35 +113,23 @@ class CrossAttention(nn.Module):
     def _split(self, x_BND: Tensor) -> Tensor:
         return x_BND.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def query_key(
-        self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope
-    ) -> tuple[Tensor, Tensor]:
-        """Return rotated queries and keys, (B, H, N, C) each."""
-        q = rotate(self._split(self.projq(query_BND)), rope_q)
-        return q, rotate(self._split(self.projk(memory_BND)), rope_k)
-
-    def forward(self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope) -> Tensor:
-        return self.with_log(query_BND, memory_BND, rope_q, rope_k, 0)[0]
-
-    def with_log(
-        self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope, n_heads: int
+    def forward(
+        self,
+        query_BND: Tensor,
+        memory_BND: Tensor,
+        rope_q: Rope,
+        rope_k: Rope,
+        watched_heads: int = 0,
     ) -> tuple[Tensor, Float[Tensor, "B H Nq Nk"] | None]:
-        """Return what `forward` does, and the log of the weights of the first heads, in fp32."""
-        q, k = self.query_key(query_BND, memory_BND, rope_q, rope_k)
+        """Return the result, and the log of the weights of the first heads, in fp32."""
+        q = rotate(self._split(self.projq(query_BND)), rope_q)
+        k = rotate(self._split(self.projk(memory_BND)), rope_k)
         out_BHNC = attend(q, k, self._split(self.projv(memory_BND)))
         out_BND = self.proj(out_BHNC.transpose(1, 2).flatten(2))
-        if n_heads == 0:
+        if watched_heads == 0:
             return out_BND, None
-        scores = (q[:, :n_heads] @ k[:, :n_heads].mT).float()
+        scores = (q[:, :watched_heads] @ k[:, :watched_heads].mT).float()
         return out_BND, scores.mul(q.shape[-1] ** -0.5).log_softmax(dim=-1)
-
-    def log_attention(
-        self, query_BND: Tensor, memory_BND: Tensor, rope_q: Rope, rope_k: Rope
-    ) -> Float[Tensor, "B H Nq Nk"]:
-        """Return the log of the attention weights `forward` uses, in fp32."""
-        _, log = self.with_log(query_BND, memory_BND, rope_q, rope_k, self.heads)
-        assert log is not None
-        return log
 
 
 class EncoderBlock(nn.Module):
@@ -185,7 +173,7 @@ class DecoderBlock(nn.Module):
         x_BND = x_BND + self.attn(self.norm1(x_BND), rope_x)
         query, memory = self.norm2(x_BND), self.norm_y(y_BND)
         n_heads = self.cross_attn.heads if watched_heads is None else watched_heads
-        mixed, attention = self.cross_attn.with_log(
+        mixed, attention = self.cross_attn(
             query, memory, rope_x, rope_y, n_heads if with_attention else 0
         )
         x_BND = x_BND + mixed

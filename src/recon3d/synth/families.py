@@ -14,25 +14,6 @@ from recon3d.synth.family_piles import clutter, floaters, lone
 from recon3d.synth.textures import Atlas
 from recon3d.synth.world import World, join_scenes, pick
 
-KINDS = {
-    "room": 0,
-    "street": 1,
-    "terrain": 2,
-    "table": 3,
-    "clutter": 4,
-    "floaters": 5,
-    "object": 6,
-}
-SHARES = {
-    "room": 0.3,
-    "street": 0.15,
-    "terrain": 0.12,
-    "table": 0.18,
-    "clutter": 0.15,
-    "floaters": 0.1,
-}
-"""How often training sees each family."""
-
 _FAMILIES: dict[str, Callable[[int, Draw, Atlas], tuple[World, Vantage]]] = {
     "room": room,
     "street": street,
@@ -42,6 +23,16 @@ _FAMILIES: dict[str, Callable[[int, Draw, Atlas], tuple[World, Vantage]]] = {
     "floaters": floaters,
     "object": lone,
 }
+KINDS = {name: number for number, name in enumerate(_FAMILIES)}
+SHARES = {
+    "room": 0.3,
+    "street": 0.15,
+    "terrain": 0.12,
+    "table": 0.18,
+    "clutter": 0.15,
+    "floaters": 0.1,
+}
+"""How often training sees each family."""
 
 
 def draw_kinds(n: int, draw: Draw) -> Int[Tensor, " scene"]:
