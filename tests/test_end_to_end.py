@@ -121,12 +121,13 @@ def run_samples(inputs: list[str], tmp_path: Path, *options: str) -> tuple[int, 
     ("name", "n_photos", "limit_deg"),
     # photos of the room turn by 6.5 degrees, those of the object by 23: the packaged weights are
     # better than no network at all, and not much better
-    [("room", 5, 6.5), ("object", 4, 12.0)],
+    [("room", 5, 6.4), ("object", 4, 12.0)],
 )
 def test_sample_data_with_the_packaged_weights(
     name: str, n_photos: int, limit_deg: float, tmp_path: Path
 ) -> None:
-    code, cloud, cameras = run_samples([str(SAMPLES / name / "images")], tmp_path, "--no-refine")
+    exact = ("--no-refine", "--precision", "fp32")  # 16 bits round differently on every processor
+    code, cloud, cameras = run_samples([str(SAMPLES / name / "images")], tmp_path, *exact)
     assert code == 0
     header = cloud.read_bytes()[:400].decode("ascii", errors="replace")
     n_points = int(header.split("element vertex ")[1].split()[0])
