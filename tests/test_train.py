@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from recon3d import batches, config, train, training, weights
 from recon3d.config import ModelConfig, TrainConfig
 from recon3d.errors import ResourceError, UsageError
+from recon3d.geometry import unproject
 from recon3d.model import TwoViewModel, TwoViewOutput
 from recon3d.throughput import Peak
 from recon3d.train_state import State
@@ -83,8 +84,7 @@ def test_resume_goes_on_from_the_saved_counters_and_moments(tmp_path: Path) -> N
     state = State(model, QUICK)
     state.load(tmp_path)
     assert state.pairs == after["pairs"]
-    moments = state.optimizer.state[state.named["enc_norm.weight"]]
-    assert float(moments["exp_avg_sq"].sum()) > 0
+    assert float(state.moments()["second.enc_norm.weight"].sum()) > 0
     with pytest.raises(UsageError, match="does not exist"):
         train.train(tmp_path / "empty", replace(QUICK, resume=True))
 
@@ -217,6 +217,66 @@ def test_batch_is_a_function_of_seed_rank_and_number() -> None:
     assert not torch.equal(images(1, 2), in_turn[2])
 
 
+def test_a_rendering_serves_several_steps_the_second_in_a_mirror() -> None:
+    twice = replace(QUICK, uses=2)
+    source = batches.Source(twice, torch.device("cpu"), seed=1)
+    first, second, third = (source.batch(32, 48) for _ in range(3))
+    assert torch.equal(second.depth, first.depth.flip(-1))
+    assert not torch.equal(second.images, first.images.flip(-1))  # another photograph of it
+    assert float((second.images - first.images.flip(-1)).abs().median()) < 0.3
+    assert not torch.equal(third.depth, first.depth)
+    resumed = batches.Source(twice, torch.device("cpu"), seed=1)
+    resumed.served = 1
+    assert torch.equal(resumed.batch(32, 48).images, second.images)
+    resumed.served = 1
+    assert resumed.batch(48, 32).depth.shape[-2:] == (48, 32)
+    shapes = [training._plan(twice, 0.0, 16, number)[:2] for number in range(40)]
+    assert shapes[0::2] == shapes[1::2]
+    assert len(set(shapes)) > 1
+
+
+def test_the_mirrored_world_is_seen_by_its_cameras_where_it_stands() -> None:
+    batch = batch_of(64, 96)
+    intrinsics = batch.intrinsics.clone()
+    intrinsics[..., 0, 2] += 5.0  # not in the middle: a mirror moves it
+    batch = replace(batch, intrinsics=intrinsics, points_in_cam=unproject(batch.depth, intrinsics))
+    other = batches.mirrored(batch)
+    torch.testing.assert_close(other.points_in_cam, unproject(other.depth, other.intrinsics))
+    assert float(torch.linalg.det(other.cam2world[..., :3, :3]).min()) > 0.99
+    i, j = batches.ordered_pairs(batch)
+    target, mirrored = (batches.pair_targets(one, i, j) for one in (batch, other))
+    flip = torch.tensor([-1.0, 1.0, 1.0])
+    for name in ("points_i", "points_j", "points_i_in_j"):
+        expected = getattr(target, name).flip(-2) * flip
+        torch.testing.assert_close(getattr(mirrored, name), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_muon_steps_the_matrices_of_the_blocks(tmp_path: Path) -> None:
+    train.train(tmp_path, replace(QUICK, optimizer=config.Optimizer.MUON))
+    state = load_file(tmp_path / "state.safetensors")
+    assert "momentum.dec_blocks2.1.mlp.fc1.weight" in state
+    assert "second.dec_blocks2.1.mlp.fc1.weight" not in state
+    assert "second.dec_blocks2.1.mlp.fc1.bias" in state
+    assert "second.downstream_head1.proj.weight" in state
+
+
+def test_another_optimiser_starts_with_moments_of_its_own(tmp_path: Path) -> None:
+    train.train(tmp_path, QUICK)
+    other = replace(QUICK, optimizer=config.Optimizer.MUON, pairs=40, resume=True)
+    state = State(TwoViewModel(TINY), other)
+    state.load(tmp_path)
+    assert "second.enc_norm.weight" in state.moments()
+    assert not any(name.startswith("momentum") for name in state.moments())
+    train.train(tmp_path, other)
+    assert records(tmp_path)[-1]["pairs"] >= 40
+
+
+def test_muon_needs_a_torch_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(UsageError, match=r"has no Muon. Update it to 2.9"):
+        State(TwoViewModel(TINY), replace(QUICK, optimizer=config.Optimizer.MUON))
+
+
 def test_shapes_vary_with_the_step_alone() -> None:
     shapes = [batches.shape_of_step(0, step) for step in range(200)]
     assert {aspect for aspect, _ in shapes} == set(batches.ASPECTS)
@@ -228,8 +288,11 @@ class PowerCutError(Exception):
     """Ends a run at any moment."""
 
 
-def test_resume_gives_what_an_uninterrupted_training_gives(tmp_path: Path) -> None:
-    every_step = replace(QUICK, minutes=1e6, pairs=20, save_every_s=0.0)
+@pytest.mark.parametrize("optimizer", config.Optimizer)
+def test_resume_gives_what_an_uninterrupted_training_gives(
+    optimizer: config.Optimizer, tmp_path: Path
+) -> None:
+    every_step = replace(QUICK, minutes=1e6, pairs=20, save_every_s=0.0, optimizer=optimizer)
     train.train(tmp_path / "whole", every_step)
 
     def cut(stage: str, done: int, total: int) -> None:
@@ -373,3 +436,23 @@ def test_compiled_blocks_compute_the_same() -> None:
     No compiler stands behind it: the graphs must be right, and not one for every shape and layer.
     """
     subprocess.run([sys.executable, "-c", _COMPARE_BLOCKS], check=True, timeout=300)
+
+
+_LEARN_COMPILED = """
+import torch
+from recon3d.model import CrossAttention, rope_table
+block = CrossAttention(96, 3)
+block.compile(dynamic=True)
+for rows in (8, 6, 10):
+    tokens = torch.randn(4, 10 * rows, 96, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rope = rope_table((rows, 10), 32, 100.0, tokens.device, torch.bfloat16)
+        out, attention = block(tokens, tokens, rope, rope, 1)
+    (out.float().sum() + attention.sum()).backward()
+    assert tokens.grad.isfinite().all()
+"""
+
+
+@pytest.mark.slow
+def test_watched_attention_compiles_for_all_numbers_of_tokens() -> None:
+    subprocess.run([sys.executable, "-c", _LEARN_COMPILED], check=True, timeout=300)

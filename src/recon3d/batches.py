@@ -14,13 +14,13 @@ from recon3d.geometry import compose, invert_rigid, transform_points, unproject
 from recon3d.synth.cameras import CameraRanges, sample_cameras
 from recon3d.synth.draw import Draw
 from recon3d.synth.families import draw_kinds, sample_worlds
-from recon3d.synth.render import render
+from recon3d.synth.render import Render, render
 from recon3d.synth.sensor import photograph
 from recon3d.synth.textures import make_atlas
 from recon3d.synth.world import to_device
 
 ASPECTS = (3 / 4, 3 / 4, 2 / 3, 1.0, 9 / 16, 2 / 5)
-_BATCHES_PER_ATLAS = 2000
+_RENDERINGS_PER_ATLAS = 2000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,11 +46,15 @@ class PairTargets:
     cam_j2cam_i: Float[Tensor, "pair 4 4"]
 
 
+Rendered = tuple[Render, Float[Tensor, "scene view 4 4"], Float[Tensor, "scene view 3 3"]]
+
+
 class Source:
     """An endless supply of batches; the atlas of textures is renewed now and then.
 
     Batch number k is a function of the seed and k alone, so that a resumed training sees what an
-    uninterrupted one sees. Set `served` to go to another number.
+    uninterrupted one sees. Set `served` to go to another number. `config.uses` batches in a row
+    show the same scenes, photographed anew, every second one in a mirror.
     """
 
     def __init__(self, config: LoopConfig, device: torch.device, seed: int, rank: int = 0) -> None:
@@ -60,6 +64,7 @@ class Source:
         self.folder = Path(config.textures) if config.textures else None
         self.served = 0
         self.atlas_number = -1
+        self._rendered: tuple[tuple[int, int, int], Rendered] | None = None
 
     def _renew_atlas(self, number: int) -> None:
         generator = torch.Generator().manual_seed(_seed(*self.seed, 0, number))
@@ -71,13 +76,32 @@ class Source:
         return torch.Generator().manual_seed(_seed(*self.seed, 4, number))
 
     def batch(self, height: int, width: int, ease: float = 1.0) -> Batch:
-        """Render one batch; `ease` < 1 gives views more in common (easy first)."""
-        config, generator = self.config, self.generator
-        if self.atlas_number != self.served // _BATCHES_PER_ATLAS:
-            self._renew_atlas(self.served // _BATCHES_PER_ATLAS)
-        generator.manual_seed(_seed(*self.seed, 1, self.served))
+        """Return one batch; `ease` < 1 gives views more in common (easy first)."""
+        number, use = divmod(self.served, self.config.uses)
+        if self._rendered is None or self._rendered[0] != (number, height, width):
+            self._rendered = (number, height, width), self._render(number, height, width, ease)
+        seen, cam2world, intrinsics = self._rendered[1]
         self.device_generator.manual_seed(_seed(*self.seed, 2, self.served))
         self.served += 1
+        with torch.no_grad():
+            light = seen.rgb.permute(0, 1, 4, 2, 3).flatten(0, 1)
+            images = photograph(light, self.device_generator, ease).unflatten(0, seen.rgb.shape[:2])
+            depth = torch.where(torch.isfinite(seen.depth), seen.depth, 0.0)
+        batch = Batch(
+            images=images * 2 - 1,
+            depth=depth,
+            points_in_cam=unproject(depth, intrinsics),
+            cam2world=cam2world,
+            intrinsics=intrinsics,
+        )
+        return mirrored(batch) if use % 2 else batch
+
+    def _render(self, number: int, height: int, width: int, ease: float) -> Rendered:
+        """Return what the cameras of new scenes see, their poses and intrinsics."""
+        config, generator = self.config, self.generator
+        if self.atlas_number != number // _RENDERINGS_PER_ATLAS:
+            self._renew_atlas(number // _RENDERINGS_PER_ATLAS)
+        generator.manual_seed(_seed(*self.seed, 1, number))
         kinds = draw_kinds(config.scenes_per_step, Draw(generator))
         world, vantage = sample_worlds(kinds, self.atlas, generator)
         world = to_device(world, self.device)
@@ -103,16 +127,21 @@ class Source:
                 smooth=config.smooth_edges,
                 compiled=config.compile,
             )
-            light = seen.rgb.permute(0, 1, 4, 2, 3).flatten(0, 1)
-            images = photograph(light, self.device_generator, ease).unflatten(0, seen.rgb.shape[:2])
-            depth = torch.where(torch.isfinite(seen.depth), seen.depth, 0.0)
-        return Batch(
-            images=images * 2 - 1,
-            depth=depth,
-            points_in_cam=unproject(depth, intrinsics),
-            cam2world=cam2world,
-            intrinsics=intrinsics,
-        )
+        return seen, cam2world, intrinsics
+
+
+def mirrored(batch: Batch) -> Batch:
+    """Return the batch of the mirrored world: left and right are exchanged in every view."""
+    flip = torch.tensor([-1.0, 1.0, 1.0, 1.0], device=batch.depth.device)
+    intrinsics = batch.intrinsics.clone()
+    intrinsics[..., 0, 2] = batch.depth.shape[-1] - intrinsics[..., 0, 2]
+    return Batch(
+        images=batch.images.flip(-1),
+        depth=batch.depth.flip(-1),
+        points_in_cam=batch.points_in_cam.flip(-2) * flip[:3],
+        cam2world=flip[:, None] * batch.cam2world * flip,
+        intrinsics=intrinsics,
+    )
 
 
 def image_shape(long_edge: int, aspect: float, portrait: bool, patch: int) -> tuple[int, int]:

@@ -22,7 +22,15 @@ from recon3d.cli_options import (
     emit,
     say,
 )
-from recon3d.config import PRESETS, Baseline, EvaluateConfig, Precision, PretrainConfig, TrainConfig
+from recon3d.config import (
+    PRESETS,
+    Baseline,
+    EvaluateConfig,
+    Optimizer,
+    Precision,
+    PretrainConfig,
+    TrainConfig,
+)
 from recon3d.console import Console
 from recon3d.errors import UsageError
 from recon3d.settings import run_config
@@ -49,7 +57,17 @@ TrainPrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic.")]
 TrainSeedOption = Annotated[int, typer.Option(min=0, help="Seed.")]
 ScenesOption = Annotated[int, typer.Option(min=1, help="Scenes a step.")]
 ViewsOption = Annotated[int, typer.Option(min=2, max=16, help="Views a scene.")]
-RateOption = Annotated[float, typer.Option(min=0.0, help="Peak of AdamW.")]
+UsesOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Steps that a rendering serves: photographed anew, every second time in a mirror.",
+    ),
+]
+OptimizerOption = Annotated[
+    Optimizer, typer.Option(help="muon: for the matrices of the blocks, AdamW for the rest.")
+]
+RateOption = Annotated[float, typer.Option(min=0.0, help="Peak of the learning rate.")]
 StagesOption = Annotated[
     str | None,
     typer.Option(
@@ -71,13 +89,13 @@ StopOption = Annotated[
     ),
 ]
 CompileOption = Annotated[
-    bool, typer.Option("--compile/--no-compile", help="Compile the renderer.")
+    bool, typer.Option("--compile/--no-compile", help="Compile the renderer and the loss.")
 ]
 CompileNetworkOption = Annotated[
     bool,
     typer.Option(
         "--compile-network/--no-compile-network",
-        help="Compile the blocks of the network: a minute more at the start, faster steps on CUDA.",
+        help="Compile the blocks of the network: a minute more at the start, faster steps.",
     ),
 ]
 
@@ -182,6 +200,8 @@ def pretrain(
     seed: TrainSeedOption = PretrainConfig.seed,
     batch_scenes: ScenesOption = PretrainConfig.scenes_per_step,
     views: ViewsOption = PretrainConfig.views_per_scene,
+    uses: UsesOption = PretrainConfig.uses,
+    optimizer: OptimizerOption = PretrainConfig.optimizer,
     learning_rate: RateOption = PretrainConfig.learning_rate,
     mask_ratio: Annotated[
         float, typer.Option(min=0.1, max=0.95, help="Share of one view's patches to hide.")
@@ -211,6 +231,8 @@ def pretrain(
         seed=seed,
         scenes_per_step=batch_scenes,
         views_per_scene=views,
+        uses=uses,
+        optimizer=optimizer,
         learning_rate=learning_rate,
         mask_ratio=mask_ratio,
         stages=PretrainConfig.stages if stages is None else read_stages(stages),
@@ -239,6 +261,8 @@ def train(
     seed: TrainSeedOption = TrainConfig.seed,
     batch_scenes: ScenesOption = TrainConfig.scenes_per_step,
     views: ViewsOption = TrainConfig.views_per_scene,
+    uses: UsesOption = TrainConfig.uses,
+    optimizer: OptimizerOption = TrainConfig.optimizer,
     learning_rate: RateOption = TrainConfig.learning_rate,
     alpha: Annotated[
         float, typer.Option(min=0.001, help="Weight of log-confidence in the loss.")
@@ -272,6 +296,8 @@ def train(
         seed=seed,
         scenes_per_step=batch_scenes,
         views_per_scene=views,
+        uses=uses,
+        optimizer=optimizer,
         learning_rate=learning_rate,
         alpha=alpha,
         matching_share=matching_share,

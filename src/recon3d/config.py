@@ -13,6 +13,13 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+class Optimizer(StrEnum):
+    """What training follows the gradient with."""
+
+    ADAMW = "adamw"
+    MUON = "muon"
+
+
 class Compile(StrEnum):
     """Whether torch.compile is tried on the network; `auto` does on CUDA, in long runs."""
 
@@ -333,10 +340,14 @@ class LoopConfig:
     `stop_after` minutes of one command a training pauses, to be resumed. `stages` is the
     curriculum: until the given share of the budget, images of that long edge. Over the first
     `easy_share` of it, the views of a scene go from having much in common to all that is asked of
-    them. `compile` and `smooth_edges`, which casts twice as many rays, are about the renderer; on
-    CUDA it works on `render_ahead` batches ahead. `compile_network` is about the blocks of the
-    transformer. The probe judges the averaged weights on `probe_batches` held-out batches of long
-    edge `probe_size`.
+    them. `compile` is about the renderer and the loss, `smooth_edges`, which casts twice as many
+    rays, about the renderer; on CUDA it works on `render_ahead` batches ahead. `compile_network` is
+    about the blocks of the transformer. The probe judges the averaged weights on `probe_batches`
+    held-out batches of long edge `probe_size`.
+
+    Every rendering is used `uses` times: photographed anew, and every second time in a mirror.
+    `optimizer` is AdamW for everything, or Muon for the matrices of the blocks and AdamW for the
+    rest.
     """
 
     preset: str = "tiny"
@@ -351,12 +362,14 @@ class LoopConfig:
     compile_network: bool = False
     smooth_edges: bool = True
     render_ahead: int = 2
+    uses: int = 1
     stop_after: float | None = None
     seed: int = 0
     scenes_per_step: int = 8
     views_per_scene: int = 3
     stages: tuple[tuple[float, int], ...] = ((0.65, 128), (0.88, 160), (1.0, 224))
     easy_share: float = 0.6
+    optimizer: Optimizer = Optimizer.ADAMW
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     decay_share: float = 0.5

@@ -128,7 +128,9 @@ class CrossAttention(nn.Module):
         out_BND = self.proj(out_BHNC.transpose(1, 2).flatten(2))
         if watched_heads == 0:
             return out_BND, None
-        scores = (q[:, :watched_heads] @ k[:, :watched_heads].mT).float()
+        # contiguous: compiled for all numbers of tokens, the strides of a slice are not
+        watched_q, watched_k = (x[:, :watched_heads].contiguous() for x in (q, k))
+        scores = (watched_q @ watched_k.mT).float()
         return out_BND, scores.mul(q.shape[-1] ** -0.5).log_softmax(dim=-1)
 
 

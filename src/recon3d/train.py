@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recon3d import losses, weights
 from recon3d.batches import Batch, matches_of, ordered_pairs, pair_targets
+from recon3d.compiler import can_compile
 from recon3d.config import PRESETS, TrainConfig
 from recon3d.device import resolve_precision
 from recon3d.errors import UsageError
@@ -173,6 +174,7 @@ class PairTask(Task[TwoViewModel]):
         self.regress = losses.regression_loss
         if config.compile_network:
             compile_blocks(model)
+        if config.compile and can_compile(next(model.parameters()).device.type):
             self.regress = torch.compile(losses.regression_loss, dynamic=True)
 
     def step(self, batch: Batch, progress: float, generator: torch.Generator) -> Step:

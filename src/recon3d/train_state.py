@@ -1,4 +1,9 @@
-"""What a training can be resumed from: weights, their running average, moments and counters."""
+"""What a training can be resumed from: weights, their running average, moments and counters.
+
+Muon (Jordan et al. 2024) steps along the orthogonalised momentum of a matrix, which suits what maps
+tokens to tokens: the matrices of the blocks. Its steps are as long as AdamW's at the same rate (Liu
+et al. 2025, "Muon is scalable for LLM training").
+"""
 
 import copy
 import json
@@ -6,33 +11,77 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from recon3d.config import LoopConfig
+from recon3d.config import LoopConfig, Optimizer
 from recon3d.errors import UsageError
 from recon3d.files import not_writable
 
 Network = TypeVar("Network", bound=nn.Module)
 
+_MOMENTS = {
+    Optimizer.ADAMW: {"updates": "step", "first": "exp_avg", "second": "exp_avg_sq"},
+    Optimizer.MUON: {"momentum": "momentum_buffer"},
+}
+"""What an optimiser remembers of a parameter: names in the file, and in torch."""
+
+
+def optimizers_of(
+    named: dict[str, nn.Parameter], config: LoopConfig
+) -> dict[Optimizer, torch.optim.Optimizer]:
+    """Return what steps the parameters; matrices decay, biases and the scales of norms do not.
+
+    Raises:
+        UsageError: Muon, of a torch that has none.
+    """
+    rate, decay = config.learning_rate, config.weight_decay
+    chosen: dict[Optimizer, torch.optim.Optimizer] = {}
+    rest = dict(named)
+    if config.optimizer is Optimizer.MUON:
+        if not hasattr(torch.optim, "Muon"):
+            raise UsageError(
+                f"torch {torch.__version__} has no Muon. Update it to 2.9, or train with adamw."
+            )
+        inner = [n for n, p in named.items() if "_blocks" in n and p.ndim == 2]
+        chosen[Optimizer.MUON] = torch.optim.Muon(
+            [rest.pop(n) for n in inner],
+            lr=rate,
+            weight_decay=decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+    groups = [
+        {"params": [p for p in rest.values() if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in rest.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    chosen[Optimizer.ADAMW] = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
+    return chosen
+
 
 class State(Generic[Network]):
-    """Everything a resumed run needs: weights, their average, AdamW's moments, and counters."""
+    """Everything a resumed run needs: weights, their average, moments, and counters."""
 
     def __init__(self, model: Network, config: LoopConfig) -> None:
         self.model = model
         self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() for n, p in self.named.items()}
-        decayed = [p for p in self.named.values() if p.ndim > 1]
-        plain = [p for p in self.named.values() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=(0.9, 0.95),
-        )
+        self.optimizers = optimizers_of(self.named, config)
         self.step, self.pairs, self.elapsed_s = 0, 0, 0.0
+
+    def follow_gradient(self, rate: float) -> None:
+        """Take one step of all optimisers."""
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return what the optimisers remember, under its names in the file."""
+        kept: dict[str, Tensor] = {}
+        for kind, optimizer in self.optimizers.items():
+            for name, parameter in self.named.items():
+                moments = optimizer.state.get(parameter, {})
+                kept |= {f"{k}.{name}": moments[v] for k, v in _MOMENTS[kind].items() if moments}
+        return kept
 
     def progress(self, config: LoopConfig) -> float:
         """Return the spent share of the budget, of time or of pairs."""
@@ -62,12 +111,7 @@ class State(Generic[Network]):
 
         tensors = {f"weight.{n}": p.detach() for n, p in self.named.items()}
         tensors |= {f"average.{n}": p for n, p in self.average.items()}
-        for name, parameter in self.named.items():
-            moments = self.optimizer.state.get(parameter)
-            if moments:
-                tensors[f"first.{name}"] = moments["exp_avg"]
-                tensors[f"second.{name}"] = moments["exp_avg_sq"]
-                tensors[f"updates.{name}"] = moments["step"]
+        tensors |= self.moments()
         counters = {"step": self.step, "pairs": self.pairs, "elapsed_s": self.elapsed_s}
         path, partial = out_dir / "state.safetensors", out_dir / ".state.safetensors.tmp"
         try:
@@ -95,6 +139,7 @@ class State(Generic[Network]):
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             counters = json.loads(file.metadata()["counters"])
+            names_of = {parameter: name for name, parameter in self.named.items()}
             for name, parameter in self.named.items():
                 if f"weight.{name}" not in names:
                     raise UsageError(f"{path} lacks {name}: it belongs to another preset.")
@@ -107,15 +152,15 @@ class State(Generic[Network]):
                 with torch.no_grad():
                     parameter.copy_(file.get_tensor(f"weight.{name}"))
                 self.average[name].copy_(file.get_tensor(f"average.{name}"))
-                if f"first.{name}" not in names:
-                    continue  # not yet trained when the file was written
-                updates = torch.tensor(float(counters["step"]))
-                if f"updates.{name}" in names:
-                    updates = file.get_tensor(f"updates.{name}")
-                self.optimizer.state[parameter] = {
-                    "step": updates,
-                    "exp_avg": file.get_tensor(f"first.{name}").to(parameter.device),
-                    "exp_avg_sq": file.get_tensor(f"second.{name}").to(parameter.device),
-                }
+            for kind, optimizer in self.optimizers.items():
+                for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                    name = names_of[parameter]
+                    moments = {v: f"{k}.{name}" for k, v in _MOMENTS[kind].items()}
+                    if names.issuperset(moments.values()):  # else not trained yet, or otherwise
+                        # AdamW counts on the CPU
+                        optimizer.state[parameter] = {
+                            key: file.get_tensor(stored).to("cpu" if key == "step" else parameter)
+                            for key, stored in moments.items()
+                        }
         self.step, self.pairs = int(counters["step"]), int(counters["pairs"])
         self.elapsed_s = float(counters["elapsed_s"])

@@ -11,6 +11,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Generic, NamedTuple, TextIO, TypeVar
@@ -205,7 +206,7 @@ def run(
             record: dict[str, int | float] = {}
             if state.step % config.log_every_steps == 0:
                 record = _values(step.parts | {"loss": step.loss, "gradient_norm": norm})
-                record["learning_rate"] = state.optimizer.param_groups[0]["lr"]
+                record["learning_rate"] = learning_rate(config, state.step - 1, progress)
                 record["height"], record["width"] = batch.images.shape[-2:]
                 record |= meter.take()
             if state.elapsed_s >= next_probe:
@@ -232,7 +233,7 @@ def _plan(
 ) -> tuple[int, int, float]:
     """Return height, width and ease of batch `number`."""
     size = stage_size(config, progress)
-    shape = image_shape(size, *shape_of_step(config.seed, number), patch_size)
+    shape = image_shape(size, *shape_of_step(config.seed, number // config.uses), patch_size)
     return *shape, ease_at(config, progress)
 
 
@@ -246,7 +247,7 @@ def _held_out(config: LoopConfig, patch_size: int, workers: Workers) -> list[Bat
     """Return the batches of the probe, the same for every seed; only rank 0 needs them."""
     if not workers.leads:
         return []
-    source = Source(config, workers.device, seed=_HELD_OUT_SEED)
+    source = Source(replace(config, uses=1), workers.device, seed=_HELD_OUT_SEED)
     shape = image_shape(config.probe_size, 3 / 4, False, patch_size)
     return [source.batch(*shape, ease=0.7) for _ in range(config.probe_batches)]
 
@@ -254,12 +255,12 @@ def _held_out(config: LoopConfig, patch_size: int, workers: Workers) -> list[Bat
 def _update(
     state: State[Network], loss: Tensor, progress: float, config: LoopConfig, workers: Workers
 ) -> tuple[Tensor, Tensor]:
-    """Take one step of AdamW and move the average; return the norm of the gradient.
+    """Take one step and move the average; return the norm of the gradient.
 
     A gradient that is not finite counts as zero; the second result says whether it did. The device
     is not waited for.
     """
-    state.optimizer.zero_grad(set_to_none=True)
+    state.model.zero_grad(set_to_none=True)
     loss.backward()
     workers.average_gradients(state.named.values())
     gradients = [p.grad for p in state.named.values() if p.grad is not None]
@@ -268,9 +269,7 @@ def _update(
     lost = ~torch.isfinite(norm)
     for gradient in gradients:
         gradient.masked_fill_(lost, 0.0)
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(config, state.step, progress)
-    state.optimizer.step()
+    state.follow_gradient(learning_rate(config, state.step, progress))
     state.step += 1
     state.update_average(config.ema_decay)
     return norm, lost

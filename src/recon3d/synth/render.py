@@ -3,25 +3,21 @@
 Cameras are OpenCV. Rays have z = 1 in their camera, so that the ray parameter is the depth.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recon3d.compiler import find_compiler
+from recon3d.compiler import can_compile
 from recon3d.synth.ground import all_hits
 from recon3d.synth.shade import lit
 from recon3d.synth.surface import surface, take
 from recon3d.synth.trace import nearest, table_of
 from recon3d.synth.world import World, pick
-
-logger = logging.getLogger(__name__)
 
 _BLOCKS = {
     ("cast", "cpu"): (1, 4096),
@@ -84,23 +80,6 @@ def cast(
 @cache
 def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False)
-
-
-def _can_compile(ray: Tensor) -> bool:
-    """Say whether torch.compile has what it needs: a compiler, and Triton on CUDA."""
-    if ray.device.type == "cuda" and find_spec("triton") is None:
-        _warn("Triton is not installed: the renderer is not compiled, and many times slower")
-        return False
-    if find_compiler() is None:
-        _warn("no C++ compiler is found: the renderer is not compiled, and many times slower")
-        return False
-    return True
-
-
-@cache
-def _warn(text: str) -> None:
-    """Say it once."""
-    logger.warning("%s", text)
 
 
 def _block(name: str, ray: Tensor, compiled: bool) -> tuple[int, int]:
@@ -205,7 +184,7 @@ def render(
         shifted = matrices.clone()
         shifted[:, :2, 2] += 0.5
         ray = torch.cat((ray, camera_rays(cameras, shifted, height + 1, width + 1)), dim=2)
-    compiled = compiled and _can_compile(ray)
+    compiled = compiled and can_compile(ray.device.type)
     call = _fused(cast) if compiled else cast
 
     def with_atlas(part: World, *rest: Tensor) -> tuple[Tensor, ...]:
@@ -235,7 +214,7 @@ def depth_along(
     scene = _grouped(origin)
     flat, rays = origin.flatten(0, 1), ray.flatten(0, 1)
     table = table_of(world.solids, flat, scene)
-    compiled = compiled and _can_compile(ray)
+    compiled = compiled and can_compile(ray.device.type)
     call = _fused(cast_depth) if compiled else cast_depth
     block = _block("depth", ray, compiled)
     (depth,) = _in_blocks(call, world, scene, (table, flat), rays, block, whole=compiled)
