@@ -20,7 +20,7 @@ from recon3d.synth.trace import nearest, table_of
 from recon3d.synth.world import World, pick
 
 _BLOCKS = {
-    ("cast", "cpu"): (1, 4096),
+    ("cast", "cpu"): (1, 8192),
     ("cast", "cuda"): (256, 4096),
     ("depth", "cpu"): (24, 81),
     ("depth", "cuda"): (1024, 81),
