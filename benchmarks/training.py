@@ -15,7 +15,7 @@ import torch
 
 from recon3d import training
 from recon3d.batches import Source, image_shape
-from recon3d.config import PRESETS, TrainConfig
+from recon3d.config import PRESETS, Optimizer, TrainConfig
 from recon3d.device import resolve_device, resolve_precision
 from recon3d.model import TwoViewModel
 from recon3d.supply import Supply, supply_of
@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--sizes", default="224", help="long edges, with commas between")
     parser.add_argument("--scenes", type=int, default=8, help="scenes of a batch")
     parser.add_argument("--views", type=int, default=4, help="views of a scene")
+    parser.add_argument("--uses", type=int, default=1, help="steps that a rendering serves")
+    parser.add_argument("--optimizer", default="adamw", choices=list(Optimizer))
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto")
@@ -44,6 +46,8 @@ def main() -> None:
         TrainConfig(),
         scenes_per_step=options.scenes,
         views_per_scene=options.views,
+        uses=options.uses,
+        optimizer=Optimizer(options.optimizer),
         compile=not options.no_compile,
         compile_network=options.compile_network and not options.no_compile,
     )
@@ -60,7 +64,8 @@ def measure(
     """Measure one size and print its line."""
 
     def plan(number: int) -> tuple[int, int, float]:
-        return *image_shape(size, 3 / 4, number % 2 == 1, task.patch_size), 1.0
+        portrait = number // config.uses % 2 == 1
+        return *image_shape(size, 3 / 4, portrait, task.patch_size), 1.0
 
     def wait() -> float:
         if device.type == "cuda":
@@ -81,12 +86,12 @@ def measure(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = wait()
-    there = [source.batch(*plan(number)) for number in range(2)]
+    there = [source.batch(*plan(number * config.uses)) for number in range(2)]
     render_first_s = wait() - began
     step_first_s, *_ = train(None, 2)
     began = wait()
-    for number in range(steps):
-        source.batch(*plan(number))
+    for _ in range(steps):
+        source.batch(*plan(source.served))
     render_s = wait() - began
     step_s, pairs, _ = train(None, steps)
     with supply_of(source, config.render_ahead) as supply:
