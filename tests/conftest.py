@@ -1,5 +1,7 @@
 """One seed, one thread, and the markers `slow` and `gpu`."""
 
+import gc
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     # small tensors: more threads only make the suite slower, and its sums less repeatable
     torch.set_num_threads(1)
+    gc.set_threshold(100_000)  # nearly all that tests make is freed without a search for cycles
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

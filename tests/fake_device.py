@@ -80,7 +80,7 @@ class FakeDevice(TorchFunctionMode):
         with torch._C.DisableTorchFunctionSubclass():
             if name in _MOVES and isinstance(args[0], Tensor):
                 return _MOVES[name](self, *args, **kwargs)
-            given = list(_tensors((args, kwargs)))
+            given = _tensors((args, kwargs))
             on_device = any(map(_is_there, given))
             if on_device:
                 self._check(name, args, given)
@@ -108,11 +108,11 @@ class FakeDevice(TorchFunctionMode):
         if not strange or name in _BOTH_MAY:
             return
         if name in ("__getitem__", "__setitem__", "index_put_", "index_put"):
-            index = list(_tensors(args[1]))
+            index = _tensors(args[1])
             wrong = [k for k in index if _is_there(k) and k.ndim]
             if wrong and not _is_there(args[0]):
                 raise RuntimeError("indices should be on the same device as the indexed tensor")
-            value = next(_tensors(args[2:]), args[0])
+            value = (*_tensors(args[2:]), args[0])[0]
             slices = not any(k.ndim for k in index)  # into which one may copy
             if _is_there(value) == _is_there(args[0]) or not value.ndim or slices:
                 return
@@ -232,12 +232,14 @@ def _is_there(tensor: Tensor) -> bool:
     return isinstance(tensor, DeviceTensor)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)
+        return [value]
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if not isinstance(value, (tuple, list)):
+        return []
+    return [tensor for part in value for tensor in _tensors(part)]
 
 
 def _placed(result: Any, there: bool, given: list[Tensor]) -> Any:

@@ -84,10 +84,11 @@ class SlowScene:
         return np.inf
 
     def _meet_ground(self, origin: np.ndarray, ray: np.ndarray, limit: float) -> float:
+        highest = np.abs(self.waves[:, 3]).sum()
         t = before = NEAR
         while t < limit:
             x, y, z = origin + t * ray
-            if z < self.height(x, y):
+            if z < highest and z < self.height(x, y):
                 low, high = before, t
                 for _ in range(40):
                     middle = (low + high) / 2

@@ -53,7 +53,7 @@ MATCHING = dataclasses.replace(
     dpt_feature_dim=8, dpt_last_dim=4,
 )  # fmt: skip
 LOOP: dict[str, Any] = dict(
-    preset="nano", minutes=1e6, pairs=12, n_procedural_textures=4, probe_batches=1, probe_size=32,
+    preset="nano", minutes=1e6, pairs=8, n_procedural_textures=4, probe_batches=1, probe_size=32,
     precision=Precision.FP32, compile=False, scenes_per_step=2, views_per_scene=2,
     stages=((1.0, 32),), warmup_steps=1, log_every_steps=1, render_ahead=0,
 )  # fmt: skip
@@ -388,14 +388,22 @@ def test_rendering(cuda: FakeDevice):
     assert_same(moved(batch, CPU), expected)
 
 
-def test_training_in_both_stages_and_its_resumption(tmp_path: Path):
-    both = LOOP | {"precision": Precision.BF16, "pairs": 16}
-    settings = config.TrainConfig(**both, attention_layers=(0,), matching_share=0.5)
+def test_training_in_both_stages_and_its_resumption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # what a processor does in bf16 instead of the fused kernel rounds differently
+    monkeypatch.setattr(attention, "_in_pieces", functional.scaled_dot_product_attention)
+    monkeypatch.setattr(attention, "_KEPT_BYTES", 0)
+    settings = config.TrainConfig(
+        **LOOP | {"precision": Precision.BF16}, smooth_edges=False, attention_layers=(0,),
+        matching_share=0.5,
+    )  # fmt: skip
     assert_learns_alike(train.train, settings, tmp_path)
 
 
 def test_pretraining_and_its_resumption(tmp_path: Path):
-    assert_learns_alike(pretrain.pretrain, config.PretrainConfig(**LOOP), tmp_path)
+    settings = config.PretrainConfig(**LOOP, smooth_edges=False)
+    assert_learns_alike(pretrain.pretrain, settings, tmp_path)
 
 
 def assert_learns_alike(run: Any, settings: Any, folder: Path) -> None:

@@ -140,13 +140,16 @@ def test_sample_data_with_the_packaged_weights(
 @pytest.mark.parametrize("name", ["room", "object"])
 def test_sample_data_with_cameras_refined(name: str, tmp_path: Path) -> None:
     pytest.importorskip("pycolmap", reason="needs the extra colmap")
-    code, _, cameras = run_samples([str(SAMPLES / name / "images")], tmp_path)
+    small = tmp_path / "small.toml"
+    small.write_text("[stereo]\nsize = 160\n")  # what dense stereo finds is not looked at here
+    inputs = [str(SAMPLES / name / "images")]
+    code, _, cameras = run_samples(inputs, tmp_path, "--config", str(small))
     assert code == 0
     assert float(np.median(relative_rotation_errors_deg(SAMPLES / name, cameras))) < 1.0
 
 
 def test_photos_of_another_scene_are_left_out(tmp_path: Path) -> None:
-    inputs = [str(SAMPLES / name / "images") for name in ("room", "object")]
+    inputs = [str(SAMPLES / "room" / "images"), str(SAMPLES / "object" / "images" / "000[01].jpg")]
     code, _, cameras = run_samples(inputs, tmp_path, "--no-dense")
     views = json.loads(cameras.read_text())["views"]
     room = {
@@ -155,4 +158,4 @@ def test_photos_of_another_scene_are_left_out(tmp_path: Path) -> None:
     }
     assert code == 5
     assert {view["sha256"] for view in views if view["placed"]} == room
-    assert sum(bool(view["reason"]) for view in views if not view["placed"]) == 4
+    assert sum(bool(view["reason"]) for view in views if not view["placed"]) == 2

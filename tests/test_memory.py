@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recon3d.config import PRESETS, HeadType, ModelConfig
+from recon3d.config import PRESETS, HeadType, ModelConfig, Precision
 from recon3d.errors import ResourceError
 from recon3d.memory import (
     CPU_BATCH,
@@ -168,60 +168,78 @@ def test_what_is_free_is_a_plausible_number():
 
 
 _MEASURE = """
-import json, re, sys, torch
+import json, os, re, sys, torch
 from recon3d.config import ModelConfig, Precision, PredictConfig
 from recon3d.model import TwoViewModel
 from recon3d.predict import predict_pairs
 from recon3d.types import View
-torch.manual_seed(0)
 torch.set_num_threads(1)
-sizes, height, width, precision = json.loads(sys.argv[1])
-sizes["dpt_layer_dims"] = tuple(sizes["dpt_layer_dims"])
-model = TwoViewModel(ModelConfig(**sizes))
 def views(h, w):
     return [View(name=str(k), sha256="", image=torch.rand(3, h, w), photo2view=torch.eye(3),
                  photo_width=w, photo_height=h, focal_px=None) for k in range(3)]
-config = PredictConfig(device="cpu", precision=Precision(precision), batch_size=4)
-pairs = [(0, 1), (0, 2)]
-list(predict_pairs(model, views(32, 32), pairs, config))
-big = views(height, width)
-def peak():  # of this program alone; getrusage also remembers the one that started it
+def peak():  # of this process alone; getrusage also remembers the one that started it
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-before = peak()
-n = sum(1 for _ in predict_pairs(model, big, pairs, config))
-assert n == 4
-print(peak() - before)
+def measured(sizes, height, width, precision):
+    torch.manual_seed(0)
+    sizes["dpt_layer_dims"] = tuple(sizes["dpt_layer_dims"])
+    model = TwoViewModel(ModelConfig(**sizes))
+    config = PredictConfig(device="cpu", precision=Precision(precision), batch_size=4)
+    pairs = [(0, 1), (0, 2)]
+    list(predict_pairs(model, views(32, 32), pairs, config))
+    big = views(height, width)
+    before = peak()
+    n = sum(1 for _ in predict_pairs(model, big, pairs, config))
+    assert n == 4
+    return peak() - before
+for case in json.loads(sys.argv[1]):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        print(measured(*case))
+        sys.exit()
+    assert os.wait()[1] == 0
 """
+CASES = [
+    (head, precision)
+    for head in (HeadType.LINEAR, HeadType.DPT)
+    for precision in (Precision.FP32, Precision.BF16)
+]
+SIZES = {
+    "enc_dim": 192,
+    "enc_depth": 1,
+    "enc_heads": 3,
+    "dec_dim": 192,
+    "dec_depth": 4,
+    "dec_heads": 3,
+    "dpt_layer_dims": (16, 32, 64, 64),
+    "dpt_feature_dim": 64,
+    "dpt_last_dim": 32,
+}
+SHAPE = (256, 384)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc")
-@pytest.mark.parametrize("head", [HeadType.LINEAR, HeadType.DPT])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_batch_takes_at_most_what_is_predicted(head: HeadType, precision: str):
-    """Measured as the peak resident size of a process of its own."""
-    sizes = {
-        "enc_dim": 192,
-        "enc_depth": 1,
-        "enc_heads": 3,
-        "dec_dim": 192,
-        "dec_depth": 4,
-        "dec_heads": 3,
-        "head": head.value,
-        "dpt_layer_dims": (16, 32, 64, 64),
-        "dpt_feature_dim": 64,
-        "dpt_last_dim": 32,
-    }
-    shape = (256, 384)
+@pytest.fixture(scope="module")
+def peaks() -> dict[tuple[HeadType, Precision], int]:
+    """The peak resident size of each case in a process of its own; all start from one."""
+    cases = [(SIZES | {"head": head}, *SHAPE, precision) for head, precision in CASES]
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, json.dumps((sizes, *shape, precision))],
+        [sys.executable, "-c", _MEASURE, json.dumps(cases)],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    measured = int(done.stdout)
-    config = ModelConfig(**(sizes | {"head": head}))
-    predicted = working_bytes(config, shape, 4, half=precision == "bf16", device="cpu")
+    return dict(zip(CASES, map(int, done.stdout.split()), strict=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc")
+@pytest.mark.parametrize(("head", "precision"), CASES)
+def test_a_batch_takes_at_most_what_is_predicted(
+    head: HeadType, precision: Precision, peaks: dict[tuple[HeadType, Precision], int]
+):
+    config = ModelConfig(**(SIZES | {"head": head}))
+    half = precision is Precision.BF16
+    predicted = working_bytes(config, SHAPE, 4, half=half, device="cpu")
+    measured = peaks[head, precision]
     assert measured <= predicted
     assert predicted <= 4 * measured

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from recon3d.batches import ASPECTS, image_shape
+from recon3d.config import TrainConfig
 from recon3d.contact_sheet import write_contact_sheet
 from recon3d.errors import InputError, UsageError
 from recon3d.geometry import compose, invert_rigid, project, transform_points, unproject
@@ -425,9 +427,11 @@ def test_compression_loses_little_at_high_quality_and_much_at_low() -> None:
     torch.testing.assert_close(compressed(flat, torch.tensor([20.0])), flat, atol=0.05, rtol=0)
 
 
-def test_contact_sheet_shows_pairs(tmp_path: Path) -> None:
+def test_contact_sheet_shows_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import cv2
 
+    few = partial(TrainConfig, n_procedural_textures=28)
+    monkeypatch.setattr("recon3d.contact_sheet.TrainConfig", few)
     path = tmp_path / "sheet.png"
     write_contact_sheet(path, rows=1, columns=1)
     sheet = cv2.imread(str(path))

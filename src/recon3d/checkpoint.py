@@ -15,7 +15,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, no_type_check
 
 import torch
 from torch import Tensor
@@ -75,6 +75,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 class _Unfilled(TorchFunctionMode):
     """Leaves out what fills tensors: without memory it does nothing but load half of torch."""
 
+    @no_type_check  # called for every operation of torch: checks would take longer than it does
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None
     ) -> Any:

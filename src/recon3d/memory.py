@@ -223,14 +223,7 @@ def thinned(pairs: Sequence[Pair], n_keep: int) -> tuple[Pair, ...]:
 
     First a spanning forest, then pairs of the views that have fewest, earlier pairs first.
     """
-    parent: dict[int, int] = {}
-
-    def root(view: int) -> int:
-        while parent.setdefault(view, view) != view:
-            parent[view] = parent[parent[view]]
-            view = parent[view]
-        return view
-
+    group: dict[int, list[int]] = {}  # of each view, all that are joined to it so far
     kept: set[Pair] = set()
     degree: dict[int, int] = {}
 
@@ -240,11 +233,16 @@ def thinned(pairs: Sequence[Pair], n_keep: int) -> tuple[Pair, ...]:
             degree[view] = degree.get(view, 0) + 1
 
     for i, j in pairs:
-        if root(i) != root(j):
-            parent[root(i)] = root(j)
-            keep((i, j))
+        larger, smaller = group.setdefault(i, [i]), group.setdefault(j, [j])
+        if larger is smaller:
+            continue
+        keep((i, j))
+        if len(larger) < len(smaller):
+            larger, smaller = smaller, larger
+        larger += smaller
+        group.update(dict.fromkeys(smaller, larger))
     # a fair share each, rounded down; what then is missing comes in rounds of one more
-    level = max(1, 2 * n_keep // max(1, len(parent)))
+    level = max(1, 2 * n_keep // max(1, len(group)))
     while len(kept) < min(n_keep, len(pairs)):
         for pair in pairs:
             if len(kept) >= n_keep:

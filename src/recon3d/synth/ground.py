@@ -16,19 +16,18 @@ COARSE_STEPS, FINE_STEPS = 48, 16
 _WARP = 0.12
 
 
-def _wave(periods: Tensor) -> Tensor:
-    """A smooth wave from -1 to 1 of period 1: two parabolas, much cheaper than a sine."""
-    x = periods - periods.round()
-    return 8 * x - 16 * x * x.abs()
-
-
 def height_at(waves: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return the height of the ground; `waves` [..., wave, 4] broadcasts with x and y."""
+    """Return the height of the ground; `waves` [..., wave, 4] broadcasts with x and y.
+
+    Waves are smooth, from -1 to 1, of period 1: two parabolas, much cheaper than a sine.
+    """
     height = torch.zeros_like(x)
     warp = torch.zeros_like(x)
     for index in range(N_WAVES):
         kx, ky, phase, amplitude = waves[..., index, :].unbind(-1)
-        wave = _wave(kx * x + ky * y + phase + warp)
+        periods = kx * x + ky * y + phase + warp
+        off = periods - periods.round()
+        wave = 8 * off - 16 * off * off.abs()
         height = height + amplitude * wave
         warp = _WARP * wave  # each wave bends the next, so that no pattern repeats
     return height
