@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,7 +102,7 @@ def exact_scene(
     )
     views = tuple(blank_view(f"{n}.jpg", size) for n, size in enumerate(sizes))
     scene = ExactScene(views=views, cam2world=cam2world, focal=focal, depth=())
-    depth = tuple(_cast(scene, n) for n in range(n_views))
+    depth = tuple(cast(scene, n) for n in range(n_views))
     return replace(scene, depth=depth)
 
 
@@ -155,7 +156,18 @@ def errors(
     }
 
 
-def _cast(scene: ExactScene, n: int) -> Tensor:
+def pattern(points: Tensor) -> np.ndarray:
+    """Return a grey pattern in space, of many sizes, seen at these points."""
+    generator = torch.Generator().manual_seed(7)
+    wave = torch.nn.functional.normalize(torch.randn(300, 3, generator=generator).double(), dim=-1)
+    wave = wave * torch.logspace(0.3, 1.8, 300)[:, None].double()
+    phase = 6.3 * torch.rand(300, generator=generator).double()
+    grey = (points @ wave.T + phase).cos().sum(-1)
+    grey = (127 + 60 * grey / grey.std()).clamp(0, 255).round().byte()
+    return np.repeat(grey.numpy()[..., None], 3, axis=-1)
+
+
+def cast(scene: ExactScene, n: int) -> Tensor:
     """Return the depth of the nearest wall or ball at every pixel."""
     height, width = scene.views[n].image.shape[-2:]
     ray = unproject(torch.ones(height, width).double(), scene.intrinsics(n))

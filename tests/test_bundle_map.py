@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from exact_scene import ExactScene, errors, exact_scene
+from exact_scene import ExactScene, errors, exact_scene, pattern
 from recon3d.bundle import refine_scene
 from recon3d.bundle_map import Mapped, map_cameras
 from recon3d.bundle_solve import problem_of
@@ -295,17 +295,6 @@ def test_less_than_half_of_the_views_is_no_model() -> None:
     assert mapped_from(start_scene(truth()), pair) is None
 
 
-def texture(points: Tensor) -> np.ndarray:
-    """Return a grey pattern in space, of many sizes, seen at these points."""
-    generator = torch.Generator().manual_seed(7)
-    wave = torch.nn.functional.normalize(torch.randn(300, 3, generator=generator).double(), dim=-1)
-    wave = wave * torch.logspace(0.3, 1.8, 300)[:, None].double()
-    phase = 6.3 * torch.rand(300, generator=generator).double()
-    pattern = (points @ wave.T + phase).cos().sum(-1)
-    grey = (127 + 60 * pattern / pattern.std()).clamp(0, 255).round().byte()
-    return np.repeat(grey.numpy()[..., None], 3, axis=-1)
-
-
 def test_features_of_the_photos_find_what_matches_and_cameras_miss() -> None:
     """The whole way: matches are nonsense, cameras are far off, but the photos are true."""
     true = first_of(exact_scene(60, shapes=((192, 256),)), 5)
@@ -313,7 +302,7 @@ def test_features_of_the_photos_find_what_matches_and_cameras_miss() -> None:
         transform_points(true.cam2world[n], true.pointmap(n).reshape(-1, 3)) for n in range(5)
     ]
     photos = {
-        view.name: texture(seen).reshape(*view.image.shape[1:], 3)
+        view.name: pattern(seen).reshape(*view.image.shape[1:], 3)
         for view, seen in zip(true.views, points, strict=True)
     }
     read: list[str] = []
@@ -338,6 +327,7 @@ def test_features_of_the_photos_find_what_matches_and_cameras_miss() -> None:
         start, wrong, CONFIG, rgb_of=rgb_of, track=lambda *step: told.append(step)
     )
     assert report.remapped
+    assert report.parallax
     assert errors(start, true)["rotation_deg"] > 30
     assert errors(scene, true)["rotation_deg"] < 0.3
     # photos are read and searched once each, also the one that no match mentions

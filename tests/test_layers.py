@@ -17,7 +17,7 @@ LAYERS = (
     "geometry attention compiled published cameras matches ply scene_file views baselines",
     "heads match_file tracks features given_files masks scale checkpoint sweep parallel "
     "synth.shapes",
-    "photos given clean model losses sharpen sweep_check align_samples synth.surface "
+    "photos given clean model losses sharpen parallax sweep_check align_samples synth.surface "
     "synth.furniture",
     "croco dense metrics throughput train_state weights predict align_focal fuse synth.shade "
     "synth.assembly",

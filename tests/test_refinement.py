@@ -13,7 +13,7 @@ from recon3d.align import align
 from recon3d.bundle_check import RefineReport
 from recon3d.config import AlignConfig, CamerasAre, RunConfig
 from recon3d.geometry import compose, invert_rigid
-from recon3d.refinement import Material, refined, refined_with_strays
+from recon3d.refinement import Material, refined, refined_with_strays, without_positions
 from recon3d.types import KnownCamera, LeftOut, PairPrediction, Scene
 
 
@@ -154,3 +154,17 @@ def test_a_stray_has_the_depth_and_the_focal_that_the_network_gives_it_alone():
     scene = without_unplaced(extended, 2, (), truth.views, keep_world=True)
     assert [view.name for view in scene.views] == ["0.jpg", "1.jpg"]
     assert scene.left_out == (LeftOut(name="2.jpg", reason=scene.left_out[0].reason),)
+
+
+@pytest.mark.parametrize("parallax", [True, False, None])
+def test_without_parallax_nobody_knows_where_cameras_stand(
+    parallax: bool | None, caplog: pytest.LogCaptureFixture
+):
+    truth = exact_scene(3)
+    scene = align(truth.predictions(), truth.views, AlignConfig())
+    found = without_positions(scene, report(parallax=parallax))
+    unknown = [math.isinf(verdict.position_uncertainty) for verdict in found.verdicts]
+    assert unknown == [parallax is False] * 3
+    warnings = [record.message for record in caplog.records]
+    assert len(warnings) == (parallax is False)
+    assert all("show no parallax" in text and "\n" not in text for text in warnings)

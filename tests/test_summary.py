@@ -1,5 +1,7 @@
 """What a run says when it is done."""
 
+from dataclasses import replace
+
 import torch
 
 from exact_scene import exact_scene
@@ -28,6 +30,13 @@ def dense(share: float, views: int, *, used: bool = True) -> DenseReport:
 def test_everything_placed_and_refined():
     text = sentence([scene()], [IMPROVED], [dense(0.625, 3)])
     assert text == "3 of 3 photos placed; cameras refined; 62 % of the depth confirmed"
+
+
+def test_missing_parallax_is_said():
+    text = sentence([scene()], [replace(IMPROVED, parallax=False)], [None])
+    assert text == (
+        "3 of 3 photos placed; cameras refined; no parallax, so that positions are guesses"
+    )
 
 
 def test_what_was_not_done_is_not_claimed():

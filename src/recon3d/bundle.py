@@ -32,6 +32,7 @@ from recon3d.features import (
     promising_pairs,
 )
 from recon3d.matches import Matches, select
+from recon3d.parallax import show_parallax
 from recon3d.progress import Track, silent
 from recon3d.sharpen import sharpen_matches
 from recon3d.tracks import (
@@ -121,6 +122,8 @@ def refine_scene(
                 problem, best = others, free
     held = sorted(set(best.used.view.tolist()))
     report = replace(best.report, refined=tuple(scene.views[n].name for n in held))
+    if evidence.from_features and not problem.constant_pose.any():
+        report = replace(report, parallax=show_parallax(evidence.anywhere, scene.views))
     if report.reason:
         logger.warning("bundle adjustment left the scene as it was: %s", report.reason)
         return scene, report

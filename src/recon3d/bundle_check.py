@@ -31,7 +31,9 @@ class RefineReport:
     pixel to projected point, bounded by `RefineConfig.max_error`, relative to the long edge of the
     photo; `support` is the share of them that fits well, `weakest` that of the observations of the
     view that fits worst; nan where it did not come so far.
-    `refined` names the views that tracks hold. `depth_error` is the median relative difference
+    `refined` names the views that tracks hold. `parallax` says whether the photos were taken from
+    more places than one, without which positions are guesses; None where features do not tell.
+    `depth_error` is the median relative difference
     between the depth maps, each scaled to the tracks, and the points of the tracks.
     """
 
@@ -47,6 +49,7 @@ class RefineReport:
     support: float = math.nan
     weakest: float = math.nan
     depth_error: float = math.nan
+    parallax: bool | None = None
 
 
 def held_out(tracks: Tracks, config: RefineConfig) -> Bool[Tensor, " track"]:

@@ -37,7 +37,14 @@ from recon3d.predict import (
     resolve_precision,
 )
 from recon3d.progress import Track, silent
-from recon3d.refinement import Material, exact_views, is_refining, refined, refined_with_strays
+from recon3d.refinement import (
+    Material,
+    exact_views,
+    is_refining,
+    refined,
+    refined_with_strays,
+    without_positions,
+)
 from recon3d.retrieval import pooled_similarity
 from recon3d.scale import parse_scale_from, scale_scene
 from recon3d.two_step import predict_in_two_steps
@@ -179,6 +186,7 @@ def reconstruct_groups(
             refine = refined if config.all_components else refined_with_strays
             results = [refine(scene, material, config, track=track) for scene in scenes]
             scenes, refinements = zip(*results, strict=True)
+            scenes = tuple(map(without_positions, scenes, refinements))
         scenes, dense = zip(
             *(
                 _densified(scene, report, material, config, track)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -86,6 +87,19 @@ def refined(
         fixed=fixed,
         track=track,
     )
+
+
+def without_positions(scene: Scene, report: RefineReport) -> Scene:
+    """Return the scene, its positions marked as unknown and warned of where parallax is missing."""
+    if report.parallax is not False:
+        return scene
+    logger.warning(
+        "the %d photos show no parallax, as if turned or zoomed on the spot: where their cameras"
+        " stand, and how far anything is, are guesses. Take photos from different places.",
+        len(scene.views),
+    )
+    verdicts = tuple(replace(one, position_uncertainty=math.inf) for one in scene.verdicts)
+    return replace(scene, verdicts=verdicts)
 
 
 def refined_with_strays(

@@ -37,6 +37,8 @@ def sentence(
     if refinements:
         what = "cameras" if n_refined == len(scenes) else f"cameras of {n_refined} groups"
         text += f"; {what} refined" if n_refined else "; cameras as estimated, not refined"
+    if any(report.parallax is False for report in refinements):
+        text += "; no parallax, so that positions are guesses"
     used = [report for report in dense if report is not None and report.used]
     if used:
         n_views = sum(report.views for report in used)
@@ -127,7 +129,10 @@ def _scene_document(scene: Scene, cloud: PointCloud, outputs: Sequence[str]) -> 
 
 
 def _refinement(report: RefineReport | None) -> dict[str, Any] | None:
-    """Return what became of the bundle adjustment; errors are relative to the long edge."""
+    """Return what became of the bundle adjustment; errors are relative to the long edge.
+
+    `parallax` false: the photos were turned or zoomed on the spot, and positions are guesses.
+    """
     if report is None:
         return None
     return {
@@ -138,6 +143,7 @@ def _refinement(report: RefineReport | None) -> dict[str, Any] | None:
         "error_before": _finite(report.error_before),
         "error_after": _finite(report.error_after),
         "depth_error": _finite(report.depth_error),
+        "parallax": report.parallax,
     }
 
 

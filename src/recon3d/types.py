@@ -95,7 +95,8 @@ class Verdict:
     0 is perfect); `edges` counts the good pairs that hold it and `inliers` is the share of their
     pixels that agree with the scene. The uncertainties are standard deviations of the camera's
     rotation and centre (in scene units) relative to all others, as far as the pairs disagree (an
-    error that all of them share is not seen); nan where no pair is to spare.
+    error that all of them share is not seen); nan where no pair is to spare. That of the centre is
+    infinite where the photos show no parallax.
     """
 
     residual: float
