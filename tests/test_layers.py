@@ -16,7 +16,7 @@ LAYERS = (
     "synth.materials",
     "geometry attention compiled published cameras matches ply scene_file views baselines",
     "heads match_file tracks features given_files masks scale checkpoint sweep parallel "
-    "synth.shapes",
+    "repeats synth.shapes",
     "photos given clean model losses sharpen parallax sweep_check align_samples synth.surface "
     "synth.furniture",
     "croco dense metrics throughput train_state weights predict align_focal fuse synth.shade "

@@ -27,6 +27,7 @@ from recon3d.errors import InputError, UsageError
 from recon3d.exif import focal_px, read_exif
 from recon3d.image_header import ImageHeader, image_format, read_header, without_tiff_orientation
 from recon3d.progress import Track, silent
+from recon3d.repeats import find_repeats
 from recon3d.types import LeftOut, Photo, View
 from recon3d.views import make_view, view_shape
 
@@ -104,8 +105,8 @@ def load_views(
 ) -> tuple[tuple[View, ...], tuple[LeftOut, ...]]:
     """Return the views of all usable photos in natural order, and those left out with reasons.
 
-    Of files with the same content only the first is used. `config.size` None is the size of
-    the embedded weights.
+    Of files with the same content only the first is used, of those that show the same picture the
+    largest. `config.size` None is the size of the embedded weights.
 
     Raises:
         UsageError: when `config.size` is out of range.
@@ -119,7 +120,7 @@ def load_views(
         names = ", ".join(name for _, name in found) or "none"
         raise InputError(f"{where}: one photograph is not enough ({names}). Give at least 2.")
 
-    def read(item: tuple[Path, str]) -> View | LeftOut:
+    def view_of(item: tuple[Path, str]) -> View | LeftOut:
         try:
             photo = read_photo(*item, config, reduce=True)
         except InputError as error:
@@ -129,7 +130,7 @@ def load_views(
     views: dict[str, View] = {}
     left_out: list[LeftOut] = []
     with _quiet_opencv(), ThreadPoolExecutor(config.threads) as pool:
-        for done, result in enumerate(pool.map(read, found), start=1):
+        for done, result in enumerate(pool.map(view_of, found), start=1):
             if isinstance(result, View) and result.sha256 in views:
                 twin = views[result.sha256].name
                 result = LeftOut(name=result.name, reason=f"same content as {twin}")
@@ -138,8 +139,15 @@ def load_views(
             else:
                 left_out.append(result)
             track("photos", done, len(found))
-    if len(views) < 2:
-        usable = "only one" if views else "none"
+    read = list(views.values())
+    repeats = find_repeats(read)
+    left_out += [
+        LeftOut(name=read[n].name, reason=f"same picture as {read[other].name}")
+        for n, other in sorted(repeats.items())
+    ]
+    used = tuple(view for n, view in enumerate(read) if n not in repeats)
+    if len(used) < 2:
+        usable = "only one" if used else "none"
         reasons = "; ".join(f"{out.name}: {out.reason}" for out in left_out[:3])
         more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         raise InputError(
@@ -148,8 +156,8 @@ def load_views(
         )
     for entry in left_out:
         logger.warning("left out %s: %s", entry.name, entry.reason)
-    logger.info("read %d photos in %.2f s", len(views), time.perf_counter() - start_s)
-    return tuple(views.values()), tuple(left_out)
+    logger.info("read %d photos in %.2f s", len(used), time.perf_counter() - start_s)
+    return used, tuple(left_out)
 
 
 def _expand(text: str) -> list[Path]:
