@@ -18,22 +18,31 @@ def find_repeats(views: Sequence[View]) -> dict[int, int]:
     Two pictures are the same if they differ by less than if one were moved by some thousandths of
     its width. What is kept repeats no other.
     """
-    order = sorted(range(len(views)), key=lambda n: -views[n].photo_width * views[n].photo_height)
-    kept: list[int] = []
     found: dict[int, int] = {}
-    small = [functional.avg_pool2d(view.image.float().mean(0)[None], _SHRINK)[0] for view in views]
-    edge = [_mean_slope(picture) for picture in small]
-    for n in order:
-        for other in kept:
-            limit = _MAX_SHIFT * min(edge[n], edge[other])
-            if small[n].shape != small[other].shape or limit < _MAX_SHIFT * _MIN_EDGE:
-                continue
-            if float((small[n] - small[other]).square().mean().sqrt()) < limit:
-                found[n] = other
-                break
-        else:
-            kept.append(n)
+    for members in _of_one_shape(views):
+        order = sorted(members, key=lambda n: -views[n].photo_width * views[n].photo_height)
+        small = torch.stack([_small(views[n]) for n in order])
+        slope = torch.tensor([_mean_slope(picture) for picture in small])
+        flat = small.flatten(1).double()
+        apart = torch.cdist(flat, flat) / flat.shape[1] ** 0.5
+        limit = _MAX_SHIFT * torch.minimum(slope[:, None], slope)
+        same = (apart < limit) & (limit >= _MAX_SHIFT * _MIN_EDGE)
+        for n, twins in enumerate(same):
+            earlier = [k for k in twins[:n].nonzero().flatten().tolist() if order[k] not in found]
+            if earlier:
+                found[order[n]] = order[earlier[0]]
     return found
+
+
+def _of_one_shape(views: Sequence[View]) -> list[list[int]]:
+    groups: dict[torch.Size, list[int]] = {}
+    for n, view in enumerate(views):
+        groups.setdefault(view.image.shape, []).append(n)
+    return list(groups.values())
+
+
+def _small(view: View) -> torch.Tensor:
+    return functional.avg_pool2d(view.image.float().mean(0)[None], _SHRINK)[0]
 
 
 def _mean_slope(picture: torch.Tensor) -> float:
