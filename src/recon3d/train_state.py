@@ -8,7 +8,7 @@ et al. 2025, "Muon is scalable for LLM training").
 import copy
 import json
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,6 @@ class State(Generic[Network]):
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             counters = json.loads(file.metadata()["counters"])
-            names_of = {parameter: name for name, parameter in self.named.items()}
             for name, parameter in self.named.items():
                 if f"weight.{name}" not in names:
                     raise UsageError(f"{path} lacks {name}: it belongs to another preset.")
@@ -152,15 +151,19 @@ class State(Generic[Network]):
                 with torch.no_grad():
                     parameter.copy_(file.get_tensor(f"weight.{name}"))
                 self.average[name].copy_(file.get_tensor(f"average.{name}"))
-            for kind, optimizer in self.optimizers.items():
-                for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-                    name = names_of[parameter]
-                    moments = {v: f"{k}.{name}" for k, v in _MOMENTS[kind].items()}
-                    if names.issuperset(moments.values()):  # else not trained yet, or otherwise
-                        # AdamW counts on the CPU
-                        optimizer.state[parameter] = {
-                            key: file.get_tensor(stored).to("cpu" if key == "step" else parameter)
-                            for key, stored in moments.items()
-                        }
+            self._load_moments(file)
         self.step, self.pairs = int(counters["step"]), int(counters["pairs"])
         self.elapsed_s = float(counters["elapsed_s"])
+
+    def _load_moments(self, file: Any) -> None:
+        """Remember what the file holds; not of what was not trained, or by another optimiser."""
+        stored = set(file.keys())
+        names_of = {parameter: name for name, parameter in self.named.items()}
+        for kind, optimizer in self.optimizers.items():
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                named = {v: f"{k}.{names_of[parameter]}" for k, v in _MOMENTS[kind].items()}
+                if stored.issuperset(named.values()):
+                    optimizer.state[parameter] = {  # AdamW counts on the CPU
+                        key: file.get_tensor(name).to("cpu" if key == "step" else parameter)
+                        for key, name in named.items()
+                    }
