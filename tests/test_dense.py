@@ -7,8 +7,9 @@ import torch
 
 from plane_world import shot
 from recon3d.config import GUESS, DenseConfig
-from recon3d.dense import dense_scene
-from recon3d.sweep import Shot
+from recon3d.dense import _confidence, dense_scene
+from recon3d.sweep import Shot, Swept
+from recon3d.sweep_levels import Matched
 from recon3d.types import Scene, Verdict, View
 
 CONFIG = DenseConfig(size=96)
@@ -133,3 +134,15 @@ def test_two_parallel_photos_with_lenses_off_centre():
         return float((ratio / ratio.median() - 1).abs().mean())
 
     assert error(calibrated=False) < 0.5 * error(calibrated=True)
+
+
+def test_confirmed_depth_is_less_confident_where_coarse_and_fine_photos_differ():
+    depth = torch.full((4, 6), 2.0)
+    expected = depth.clone()
+    expected[:, 3:] = 2.5
+    good = torch.ones(4, 6, dtype=torch.bool)
+    good[0] = False
+    found = Matched(Swept(depth, torch.ones(4, 6)), good.long(), good, expected)
+    confidence = _confidence(found, depth, torch.full((4, 6), 0.5), 5.0)
+    assert float(confidence[1:, :3].min()) > float(confidence[1:, 3:].max())
+    assert float(confidence[1:].min()) > float(confidence[0].max()) > GUESS

@@ -19,9 +19,9 @@ LAYERS = (
     "repeats synth.shapes",
     "photos given clean model losses sharpen parallax sweep_check align_samples synth.surface "
     "synth.furniture",
-    "croco dense metrics throughput train_state weights predict align_focal fuse synth.shade "
-    "synth.assembly",
-    "two_step align_init bundle_solve croco_file workers scores synth.render synth.layout",
+    "croco sweep_levels metrics throughput train_state weights predict align_focal fuse "
+    "synth.shade synth.assembly",
+    "two_step dense align_init bundle_solve croco_file workers scores synth.render synth.layout",
     "align_solve align_polish adopt bundle_scene bundle_check bundle_doubt bundle_join "
     "bundle_map score_table synth.cameras synth.family_indoor synth.family_outdoor "
     "synth.family_piles",

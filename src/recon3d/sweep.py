@@ -24,11 +24,10 @@ Picture = Shaped[np.ndarray, "_ _"]
 
 RADIUS = 3
 """Half the side of the compared windows, in pixels."""
-_LEAST_CONTRAST = 0.01
-"""Standard deviation of grey (0 to 1) below which a window counts as having no texture."""
-_FEWEST_PLANES, _MOST_PLANES = 24, 128
-_WIDEN = 1.6
-"""Factor by which the range of depths exceeds that of the expected depth, at both ends."""
+_LEAST_CONTRAST = 1 / 256
+"""Standard deviation of grey (0 to 1) below which a window counts as having no texture: one step of
+a photo's grey."""
+_FEWEST_PLANES, _MOST_PLANES = 24, 96
 _SMALL_STEP, _LARGE_STEP = 0.03, 0.25
 """Cost of a change by one plane, and of any larger one, between neighbouring pixels."""
 _EDGE = 0.05
@@ -57,14 +56,15 @@ class Swept(NamedTuple):
     score: Float[Tensor, "height width"]
 
 
-def sweep(shot: Shot, others: Sequence[Shot]) -> Swept:
+def sweep(shot: Shot, others: Sequence[Shot], widen: float = 1.6) -> Swept:
     """Return the depth at which the other shots look most like this one.
 
     Args:
         shot: its `depth` gives the range, and weakly the answer where there is no texture; > 0.
         others: at least one, with overlap.
+        widen: by which factor the range exceeds that of the expected depth, at both ends.
     """
-    inverse = _planes(shot, others)
+    inverse = _planes(shot, others, widen)
     likeness, cost = _likeness_and_cost(shot, others, inverse)
     smooth = _smoothed(cost, shot.grey)
     plane = smooth.argmin(0, keepdim=True).clamp(1, len(inverse) - 2)
@@ -96,10 +96,10 @@ def _likeness_and_cost(
     return likeness, cost
 
 
-def _planes(shot: Shot, others: Sequence[Shot]) -> Float[Tensor, " plane"]:
+def _planes(shot: Shot, others: Sequence[Shot], widen: float) -> Float[Tensor, " plane"]:
     """Return inverse depths in equal steps of about a pixel in the farthest neighbour, rising."""
     near, far = (float(shot.depth.flatten()[::7].quantile(q)) for q in (0.01, 0.99))
-    inverse = torch.tensor([1 / (far * _WIDEN), _WIDEN / near]).to(shot.depth)
+    inverse = torch.tensor([1 / (far * widen), widen / near]).to(shot.depth)
     height, width = shot.grey.shape
     grid = pixel_grid(height, width, device=shot.grey.device)[:: height // 8 + 1, :: width // 8 + 1]
     longest = 0.0
