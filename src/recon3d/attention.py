@@ -25,14 +25,13 @@ def attend(
     On processors torch's fused kernel multiplies in fp32 whatever it is given. In bf16, plain
     products of pieces that stay in the cache are 2.5 times as fast; the scores are rounded to bf16.
     """
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(query, key, value)
-    if not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)):
-        return _in_pieces(query, key, value)
-    if query.shape[:-1].numel() * key.shape[-2] * query.itemsize > _KEPT_BYTES:
-        return F.scaled_dot_product_attention(query, key, value)
-    scores = (query * query.shape[-1] ** -0.5) @ key.mT
-    return scores.softmax(dim=-1) @ value
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        if not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)):
+            return _in_pieces(query, key, value)
+        if query.shape[:-1].numel() * key.shape[-2] * query.itemsize <= _KEPT_BYTES:
+            scores = (query * query.shape[-1] ** -0.5) @ key.mT
+            return scores.softmax(dim=-1) @ value
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 def _in_pieces(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

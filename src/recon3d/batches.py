@@ -1,6 +1,6 @@
 """Batches of procedural views with exact targets: an endless supply for training and probing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from recon3d.geometry import compose, invert_rigid, transform_points, unproject
 from recon3d.synth.cameras import CameraRanges, sample_cameras
 from recon3d.synth.draw import Draw
 from recon3d.synth.families import draw_kinds, sample_worlds
-from recon3d.synth.render import Render, render
+from recon3d.synth.render import render
 from recon3d.synth.sensor import photograph
 from recon3d.synth.textures import make_atlas
 from recon3d.synth.world import to_device
@@ -46,9 +46,6 @@ class PairTargets:
     cam_j2cam_i: Float[Tensor, "pair 4 4"]
 
 
-Rendered = tuple[Render, Float[Tensor, "scene view 4 4"], Float[Tensor, "scene view 3 3"]]
-
-
 class Source:
     """An endless supply of batches; the atlas of textures is renewed now and then.
 
@@ -64,7 +61,7 @@ class Source:
         self.folder = Path(config.textures) if config.textures else None
         self.served = 0
         self.atlas_number = -1
-        self._rendered: tuple[tuple[int, int, int], Rendered] | None = None
+        self._rendered: tuple[tuple[int, int, int], Batch] | None = None
 
     def _renew_atlas(self, number: int) -> None:
         generator = torch.Generator().manual_seed(_seed(*self.seed, 0, number))
@@ -80,24 +77,16 @@ class Source:
         number, use = divmod(self.served, self.config.uses)
         if self._rendered is None or self._rendered[0] != (number, height, width):
             self._rendered = (number, height, width), self._render(number, height, width, ease)
-        seen, cam2world, intrinsics = self._rendered[1]
+        lit = self._rendered[1]
         self.device_generator.manual_seed(_seed(*self.seed, 2, self.served))
         self.served += 1
         with torch.no_grad():
-            light = seen.rgb.permute(0, 1, 4, 2, 3).flatten(0, 1)
-            images = photograph(light, self.device_generator, ease).unflatten(0, seen.rgb.shape[:2])
-            depth = torch.where(torch.isfinite(seen.depth), seen.depth, 0.0)
-        batch = Batch(
-            images=images * 2 - 1,
-            depth=depth,
-            points_in_cam=unproject(depth, intrinsics),
-            cam2world=cam2world,
-            intrinsics=intrinsics,
-        )
+            images = photograph(lit.images.flatten(0, 1), self.device_generator, ease)
+        batch = replace(lit, images=images.view_as(lit.images) * 2 - 1)
         return mirrored(batch) if use % 2 else batch
 
-    def _render(self, number: int, height: int, width: int, ease: float) -> Rendered:
-        """Return what the cameras of new scenes see, their poses and intrinsics."""
+    def _render(self, number: int, height: int, width: int, ease: float) -> Batch:
+        """Return new scenes, not photographed yet: `images` are linear light."""
         config, generator = self.config, self.generator
         if self.atlas_number != number // _RENDERINGS_PER_ATLAS:
             self._renew_atlas(number // _RENDERINGS_PER_ATLAS)
@@ -127,7 +116,14 @@ class Source:
                 smooth=config.smooth_edges,
                 compiled=config.compile,
             )
-        return seen, cam2world, intrinsics
+            depth = torch.where(torch.isfinite(seen.depth), seen.depth, 0.0)
+        return Batch(
+            images=seen.rgb.permute(0, 1, 4, 2, 3),
+            depth=depth,
+            points_in_cam=unproject(depth, intrinsics),
+            cam2world=cam2world,
+            intrinsics=intrinsics,
+        )
 
 
 def mirrored(batch: Batch) -> Batch:

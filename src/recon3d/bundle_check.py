@@ -33,8 +33,8 @@ class RefineReport:
     view that fits worst; nan where it did not come so far.
     `refined` names the views that tracks hold. `parallax` says whether the photos were taken from
     more places than one, without which positions are guesses; None where features do not tell.
-    `depth_error` is the median relative difference
-    between the depth maps, each scaled to the tracks, and the points of the tracks.
+    `depth_error` is the median relative difference between the depth maps, each scaled to the
+    tracks, and the points of the tracks.
     """
 
     improved: bool
