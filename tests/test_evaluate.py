@@ -23,10 +23,13 @@ from recon3d.config import (
 )
 from recon3d.errors import DisconnectedError, InputError, UsageError
 from recon3d.evaluate import evaluate, spread, thinned
+from recon3d.given_files import Given, read_given
 from recon3d.ground_truth import read_scene
 from recon3d.model import TwoViewModel
+from recon3d.photos import read_photo
 from recon3d.score_table import Table
-from recon3d.types import Photo, Scene
+from recon3d.types import Photo, Scene, Verdict
+from recon3d.views import make_view
 from true_scene import write_truth
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
@@ -193,6 +196,66 @@ def test_a_pair_set_with_both_baselines(small: RunConfig, tmp_path: Path) -> Non
     assert colmap["two_view_known"]["failed"] == 1
     assert colmap["two_view_known"]["auc_20"] > 0.3
     assert "1 of 2 pairs" in str(table.results[2].failure)
+
+
+def test_a_pair_set_is_refined_pair_by_pair(
+    small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pair's cameras are true only where its intrinsics are given; the second fails."""
+    folder = pair_set(tmp_path / "pairs")
+    first, second = read_scene(folder).photos[:2]
+    asked: list[tuple[list[str], list[Given]]] = []
+
+    def reconstruct(inputs: list[str], config: RunConfig) -> Scene:
+        assert config.refine
+        assert not config.dense
+        lenses = [] if config.cameras is None else read_given(Path(config.cameras))
+        asked.append(([Path(one).name for one in inputs], lenses))
+        if "10.jpg" in asked[-1][0]:
+            raise DisconnectedError("no two photos overlap.")
+        views = tuple(
+            make_view(read_photo(p.path, p.path.name, PhotoConfig()), 128, 8)
+            for p in (first, second)
+        )
+        truth = np.stack([np.eye(4), np.linalg.inv(first.cam2world) @ second.cam2world])
+        if not lenses:
+            truth[1, :3] = np.eye(4)[:3]
+            truth[1, 1, 3] = 1.0
+        cam2world = torch.from_numpy(truth).float()
+        empty = tuple(torch.zeros(view.image.shape[1:]) for view in views)
+        return Scene(
+            views=views,
+            cam2world=cam2world,
+            intrinsics=torch.stack(
+                [v.photo2view @ torch.from_numpy(first.intrinsics).float() for v in views]
+            ),
+            depth=empty,
+            confidence=empty,
+            verdicts=(
+                Verdict(
+                    residual=0.0, edges=1, rotation_uncertainty_deg=0.0, focal_source="estimated"
+                ),
+            )
+            * 2,
+        )
+
+    monkeypatch.setattr("recon3d.contestants.reconstruct", reconstruct)
+    table = evaluate(folder, EvaluateConfig(run=replace(small, refine=True)))
+    refined = figures(table, "recon3d --refine")
+    assert [names for names, _ in asked] == 2 * [["00.jpg", "01.jpg"], ["10.jpg", "11.jpg"]]
+    assert [len(lenses) for _, lenses in asked] == [0, 0, 2, 2]
+    for given, photo in zip(asked[2][1], (first, second), strict=True):
+        assert given.name == photo.path.name
+        assert given.cam2world is None
+        assert [given.fx, given.fy, given.cx, given.cy] == pytest.approx(
+            [photo.intrinsics[k] for k in ((0, 0), (1, 1), (0, 2), (1, 2))]
+        )
+    assert refined["two_view_known"]["auc_5"] == pytest.approx(0.5, abs=0.01)
+    assert refined["two_view"]["auc_5"] < 0.1
+    assert refined["two_view"]["failed"] == 1
+    assert refined["photos"]["placed"] == 2
+    assert refined["focal"]["error_pct"] < 0.1
+    assert table.results[1].failure == "1 of 2 pairs: no two photos overlap."
 
 
 def test_an_unreadable_photo_is_the_failure_of_the_scene(

@@ -3,6 +3,9 @@
 A method that fails keeps its place in the table: its cameras are missing, which counts as wrong.
 """
 
+import contextlib
+import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,7 +47,7 @@ def run_method(
     """Return what a method makes of a scene.
 
     Args:
-        method: `OURS`, `REFINED` (no set of pairs) or a `Baseline`.
+        method: `OURS`, `REFINED` or a `Baseline`.
         scene: photos and the truth about them.
         pairs: those that are solved one by one.
         config: how recon3d is run.
@@ -54,6 +57,8 @@ def run_method(
         return _sift(scene, pairs)
     if method == Baseline.COLMAP:
         return _colmap_pairs(scene, pairs) if scene.is_pair_set else _colmap(scene)
+    if scene.is_pair_set and method == REFINED:
+        return _our_refined_pairs(scene, pairs, config)
     if scene.is_pair_set:
         return _our_pairs(scene, pairs, config, photos)
     return _ours(method, scene, pairs, config, photos)
@@ -72,14 +77,8 @@ def _ours(
             found = reconstruct([str(photo.path) for photo in photos], config)
         except _FAULTS as error:
             failure = str(error)
-    cam2world, focal_px = np.full((len(photos), 4, 4), np.nan), np.full(len(photos), np.nan)
     placed = [] if found is None else _places(found, photos)
-    for k, n in enumerate(placed):
-        assert found is not None
-        cam2world[n] = found.cam2world[k].double().numpy()
-        in_photo = photo_intrinsics(found.intrinsics[k], found.views[k].photo2view)
-        focal_px[n] = float((in_photo[0, 0] * in_photo[1, 1]).sqrt())
-    figures = _camera_blocks(cam2world, focal_px, photos) | {"cost": _cost(cost)}
+    figures = _camera_blocks(*_cameras(found, photos), photos) | {"cost": _cost(cost)}
     deciles: tuple[float, ...] = ()
     try:
         views = [_view(photo, photo_config) for photo in photos]
@@ -117,6 +116,42 @@ def _our_pairs(
         figures |= _pair_blocks(answers.focal_px, scene.photos, pairs)
     figures["cost"] = _cost(cost)
     return Result(scene=scene.name, method=OURS, figures=figures, failure=failure)
+
+
+def _our_refined_pairs(scene: TrueScene, pairs: Pairs, config: RunConfig) -> Result:
+    """Reconstruct each pair as `recon3d run` does, with unknown and with the true intrinsics.
+
+    Cost and focal error are of the former, `failure` is that of its last pair that failed.
+    """
+    config = replace(config, refine=True, dense=False)
+    cam2world = {name: np.full((len(pairs), 2, 4, 4), np.nan) for name in (UNKNOWN, KNOWN)}
+    focal_px = np.full((len(pairs), 2), np.nan)
+    failed = []
+    with measured() as cost:
+        for k, pair in enumerate(pairs):
+            two = [scene.photos[n] for n in pair]
+            try:
+                found = reconstruct([str(photo.path) for photo in two], config)
+                cam2world[UNKNOWN][k], focal_px[k] = _cameras(found, two)
+            except _FAULTS as error:
+                failed.append(str(error))
+    for k, pair in enumerate(pairs):
+        two = [scene.photos[n] for n in pair]
+        with tempfile.TemporaryDirectory(prefix="recon3d-evaluate-") as scratch:
+            lenses = Path(scratch) / "transforms.json"
+            _write_lenses(lenses, two)
+            with contextlib.suppress(*_FAULTS):
+                found = reconstruct(
+                    [str(photo.path) for photo in two], replace(config, cameras=str(lenses))
+                )
+                cam2world[KNOWN][k], _ = _cameras(found, two)
+    figures = {name: pair_figures(found, scene.photos, pairs) for name, found in cam2world.items()}
+    return Result(
+        scene=scene.name,
+        method=REFINED,
+        figures=figures | _pair_blocks(focal_px, scene.photos, pairs) | {"cost": _cost(cost)},
+        failure=f"{len(failed)} of {len(pairs)} pairs: {failed[-1]}" if failed else None,
+    )
 
 
 def _two_view(
@@ -197,6 +232,34 @@ def _colmap_pairs(scene: TrueScene, pairs: Pairs) -> Result:
         figures=figures | _pair_blocks(focal_px, scene.photos, pairs) | {"cost": _cost(cost)},
         failure=f"{len(failed)} of {len(pairs)} pairs: {failed[-1]}" if failed else None,
     )
+
+
+def _cameras(
+    found: Scene | None, photos: Sequence[TruePhoto]
+) -> tuple[Float64[np.ndarray, "photo 4 4"], Float64[np.ndarray, " photo"]]:
+    """Return cam2world and the focal length, in pixels of the photo, of each; nan if not placed."""
+    cam2world, focal_px = np.full((len(photos), 4, 4), np.nan), np.full(len(photos), np.nan)
+    if found is None:
+        return cam2world, focal_px
+    for k, n in enumerate(_places(found, photos)):
+        cam2world[n] = found.cam2world[k].double().numpy()
+        in_photo = photo_intrinsics(found.intrinsics[k], found.views[k].photo2view)
+        focal_px[n] = float((in_photo[0, 0] * in_photo[1, 1]).sqrt())
+    return cam2world, focal_px
+
+
+def _write_lenses(path: Path, photos: Sequence[TruePhoto]) -> None:
+    """Write a transforms.json with the true intrinsics and no poses."""
+    names = {place.absolute(): name for place, name in find_photos([str(p.path) for p in photos])}
+    frames = [
+        {
+            "file_path": names[photo.path.absolute()],
+            **dict(zip(("fl_x", "fl_y"), photo.intrinsics[[0, 1], [0, 1]].tolist(), strict=True)),
+            **dict(zip(("cx", "cy"), photo.intrinsics[:2, 2].tolist(), strict=True)),
+        }
+        for photo in photos
+    ]
+    path.write_text(json.dumps({"frames": frames}))
 
 
 def _camera_blocks(

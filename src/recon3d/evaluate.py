@@ -50,10 +50,7 @@ def evaluate(data: Path, config: EvaluateConfig, *, track: Track = silent) -> Ta
     dtype = resolve_precision(config.run.predict.precision, device)
     ours = (OURS, REFINED) if _is_refining(config) else (OURS,)
     contests = [
-        (scene, method)
-        for scene in scenes
-        for method in (*ours, *dict.fromkeys(config.baselines))
-        if method != REFINED or not scene.is_pair_set
+        (scene, method) for scene in scenes for method in (*ours, *dict.fromkeys(config.baselines))
     ]
     results: list[Result] = []
     for scene, method in contests:
