@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+import far_apart
 from exact_scene import ExactScene, errors, exact_scene
 from recon3d.bundle import refine_scene
 from recon3d.config import MatchConfig, RefineConfig
 from recon3d.errors import UsageError
-from recon3d.geometry import compose, invert_rigid, project, so3_exp, transform_points
+from recon3d.geometry import (
+    compose,
+    invert_rigid,
+    project,
+    rotation_angle,
+    so3_exp,
+    transform_points,
+)
 from recon3d.matches import Matches, matches_of_prediction, merge_orders
-from recon3d.types import Scene, Verdict
+from recon3d.types import Scene, Verdict, View
 
 N_VIEWS = 4
 CONFIG = RefineConfig()
@@ -239,6 +247,45 @@ def test_pictures_without_features_fall_back_to_the_matches() -> None:
     scene, report = refine_scene(start, true_matches(), CONFIG, rgb_of=grey)
     assert report.sharp_pairs == 0
     assert torch.equal(scene.cam2world, plain.cam2world)
+
+
+def test_features_as_seen_from_aside_place_photos_that_plain_ones_do_not() -> None:
+    """Two photos 60 degrees apart, cameras at one place, and no matches to start from."""
+    cameras, config = (
+        (far_apart.camera(-30), far_apart.camera(30)),
+        replace(CONFIG, wide_features=250),
+    )
+    photos = {f"{n}.png": far_apart.photo(one) for n, one in enumerate(cameras)}
+    views = tuple(far_apart.view(name) for name in photos)
+    verdict = Verdict(
+        residual=np.nan, edges=0, rotation_uncertainty_deg=np.nan, focal_source="given"
+    )
+    intrinsics = torch.diag(torch.tensor([0.5, 0.5, 1.0])) @ far_apart.lens()
+    flat = tuple(torch.full(view.image.shape[1:], 3.0) for view in views)
+    start = Scene(
+        views=views,
+        cam2world=torch.eye(4).repeat(2, 1, 1),
+        intrinsics=intrinsics.repeat(2, 1, 1),
+        depth=flat,
+        confidence=flat,
+        verdicts=(verdict, verdict),
+    )
+
+    def rgb_of(view: View) -> np.ndarray:
+        return photos[view.name]
+
+    scene, report = refine_scene(start, [], config, rgb_of=rgb_of)
+    assert report.improved
+    assert report.remapped
+    found, true = (
+        compose(invert_rigid(one[0].double()), one[1].double())
+        for one in (scene.cam2world, torch.stack(cameras))
+    )
+    assert float(torch.rad2deg(rotation_angle(true[:3, :3]))) > 55
+    assert float(torch.rad2deg(rotation_angle(found[:3, :3].mT @ true[:3, :3]))) < 0.5
+    none, report = refine_scene(start, [], replace(config, max_wide_pairs=0), rgb_of=rgb_of)
+    assert not report.improved
+    assert torch.equal(none.cam2world, start.cam2world)
 
 
 def test_descriptors_adjust_cameras_where_the_points_are_too_rough() -> None:

@@ -148,9 +148,30 @@ def test_sample_data_with_cameras_refined(name: str, tmp_path: Path) -> None:
     assert float(np.median(relative_rotation_errors_deg(SAMPLES / name, cameras))) < 1.0
 
 
+def test_photos_that_the_network_cannot_join_are_joined_by_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycolmap", reason="needs the extra colmap")
+    blind = tmp_path / "blind.toml"
+    blind.write_text("[align]\nmin_edge_confidence = 99.0\n")
+    inputs = [str(SAMPLES / "object" / "images")]
+    options = ("--config", str(blind), "--no-dense")
+    code, _, cameras = run_samples(inputs, tmp_path, *options)
+    assert code == 0
+    assert float(np.median(relative_rotation_errors_deg(SAMPLES / "object", cameras))) < 1.0
+    pairs = json.loads(cameras.read_text())["pairs"]
+    assert len(pairs) == 6
+    assert not any(pair["used"] for pair in pairs)
+    code, _, _ = run_samples(inputs, tmp_path, *options, "--no-refine", "--overwrite")
+    assert code == 4
+    assert "no two of the 4 photos overlap confidently" in capsys.readouterr().err
+
+
 def test_photos_of_another_scene_are_left_out(tmp_path: Path) -> None:
     inputs = [str(SAMPLES / "room" / "images"), str(SAMPLES / "object" / "images" / "000[01].jpg")]
-    code, _, cameras = run_samples(inputs, tmp_path, "--no-dense")
+    fast = tmp_path / "fast.toml"
+    fast.write_text("[bundle]\nwide_features = 200\n")
+    code, _, cameras = run_samples(inputs, tmp_path, "--no-dense", "--config", str(fast))
     views = json.loads(cameras.read_text())["views"]
     room = {
         hashlib.sha256(photo.read_bytes()).hexdigest()

@@ -15,12 +15,12 @@ LAYERS = (
     "settings device download memory types model_config ground_truth pairs_extra synth.ground "
     "synth.materials",
     "geometry attention compiled published cameras matches ply scene_file views baselines",
-    "heads match_file tracks features given_files masks scale checkpoint sweep parallel "
+    "heads match_file tracks features wide_check given_files masks scale checkpoint sweep parallel "
     "repeats synth.shapes",
-    "photos given clean model losses sharpen parallax sweep_check align_samples synth.surface "
-    "synth.furniture",
-    "croco sweep_levels metrics throughput train_state weights predict align_focal fuse "
-    "synth.shade synth.assembly",
+    "photos given clean model losses sharpen wide_features parallax sweep_check align_samples "
+    "synth.surface synth.furniture",
+    "croco wide_matches sweep_levels metrics throughput train_state weights predict align_focal "
+    "fuse synth.shade synth.assembly",
     "two_step dense align_init bundle_solve croco_file workers scores synth.render synth.layout",
     "align_solve align_polish adopt bundle_scene bundle_check bundle_doubt bundle_join "
     "bundle_map score_table synth.cameras synth.family_indoor synth.family_outdoor "

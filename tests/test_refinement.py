@@ -12,9 +12,16 @@ from recon3d.adopt import with_strays, without_unplaced
 from recon3d.align import align
 from recon3d.bundle_check import RefineReport
 from recon3d.config import AlignConfig, CamerasAre, RunConfig
+from recon3d.errors import DisconnectedError
 from recon3d.geometry import compose, invert_rigid
-from recon3d.refinement import Material, refined, refined_with_strays, without_positions
-from recon3d.types import KnownCamera, LeftOut, PairPrediction, Scene
+from recon3d.refinement import (
+    Material,
+    from_features_alone,
+    refined,
+    refined_with_strays,
+    without_positions,
+)
+from recon3d.types import EdgeVerdict, KnownCamera, LeftOut, PairPrediction, Scene
 
 
 def partial(truth: ExactScene, lacking: int) -> tuple[Scene, list[PairPrediction]]:
@@ -119,6 +126,48 @@ def test_more_strays_than_placed_photos_are_not_tried(monkeypatch: pytest.Monkey
     )
     refined_with_strays(scene, material(truth, predictions), RunConfig())
     assert sizes == [2]
+
+
+def test_photos_that_nothing_joins_are_left_to_features(monkeypatch: pytest.MonkeyPatch):
+    truth = exact_scene(4)
+    edge = EdgeVerdict(first="0.jpg", second="1.jpg", used=False, reason="no", confidence=1.0)
+    doubt = DisconnectedError("no two photos overlap")
+    doubt.edges = (edge,)
+    lens = truth.intrinsics(1).float()
+    cameras = (None, KnownCamera(intrinsics=lens, cam2world=None), None, None)
+    seen: list[Scene] = []
+
+    def refine_scene(given: Scene, *_: object, **__: object) -> tuple[Scene, RefineReport]:
+        seen.append(given)
+        turned = given.cam2world.clone()
+        turned[:, 0, 3] = torch.arange(4) + 1.0
+        return dataclasses.replace(given, cam2world=turned), report(
+            refined=("1.jpg", "2.jpg", "3.jpg")
+        )
+
+    monkeypatch.setattr(refinement, "refine_scene", refine_scene)
+    given = material(truth, truth.predictions(), cameras=cameras)
+    better, found = from_features_alone(doubt, given, RunConfig())
+    (start,) = seen
+    assert torch.equal(start.cam2world, torch.eye(4).expand(4, 4, 4))
+    assert [one.focal_source for one in start.verdicts] == [
+        "estimated", "given", "estimated", "estimated",
+    ]  # fmt: skip
+    assert torch.equal(start.intrinsics[1], lens)
+    for n in (0, 2, 3):
+        assert float(start.intrinsics[n, 0, 0]) == pytest.approx(float(truth.focal[n]), rel=0.02)
+    assert found.improved
+    assert [view.name for view in better.views] == ["1.jpg", "2.jpg", "3.jpg"]
+    assert better.cam2world[:, 0, 3].tolist() == [0.0, 1.0, 2.0]  # world is the first again
+    assert [one.name for one in better.left_out] == ["0.jpg"]
+    assert better.edges == (edge,)
+
+    monkeypatch.setattr(
+        refinement, "refine_scene", lambda given, *_, **__: (given, report(improved=False))
+    )
+    with pytest.raises(DisconnectedError) as error:
+        from_features_alone(doubt, given, RunConfig())
+    assert error.value is doubt
 
 
 def test_given_poses_are_fixed_by_their_number_in_the_scene(monkeypatch: pytest.MonkeyPatch):

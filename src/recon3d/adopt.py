@@ -13,14 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon3d.align_focal import choose_focals, lenses
-from recon3d.align_samples import base_point, pixel_weight
+from recon3d.align_samples import Cameras, base_point, pixel_weight
 from recon3d.config import AlignConfig
 from recon3d.geometry import compose, invert_rigid, pixel_grid
-from recon3d.types import PairPrediction, Scene, Verdict, View
+from recon3d.types import KnownCamera, PairPrediction, Scene, Verdict, View
 
 
 def with_strays(
-    scene: Scene, strays: Mapping[int, PairPrediction], views: Sequence[View], config: AlignConfig
+    scene: Scene,
+    strays: Mapping[int, PairPrediction],
+    views: Sequence[View],
+    config: AlignConfig,
+    cameras: Cameras = (),
 ) -> Scene:
     """Return the scene with photos that it lacks behind its own, all at the first camera's place.
 
@@ -29,13 +33,34 @@ def with_strays(
         strays: by their indices in `views`, any prediction in which each is the first view.
         views: all of them.
         config: how focal lengths are found.
+        cameras: what is known of all views, or nothing; poses are not looked at.
     """
+    alone = strays_alone(strays, views, config, cameras)
+    return replace(
+        scene,
+        views=scene.views + alone.views,
+        cam2world=torch.cat((scene.cam2world, scene.cam2world[:1].repeat(len(strays), 1, 1))),
+        intrinsics=torch.cat((scene.intrinsics, alone.intrinsics.to(scene.intrinsics))),
+        depth=scene.depth + alone.depth,
+        confidence=scene.confidence + alone.confidence,
+        verdicts=scene.verdicts + alone.verdicts,
+    )
+
+
+def strays_alone(
+    strays: Mapping[int, PairPrediction],
+    views: Sequence[View],
+    config: AlignConfig,
+    cameras: Cameras = (),
+) -> Scene:
+    """Return a scene of photos that nothing joins, all at one place; arguments as above."""
     intrinsics, depth, confidence, verdicts = [], [], [], []
     for n, prediction in strays.items():
         points = prediction.pointmap_i_in_i.float()
         trust = prediction.confidence_i.float()
         known = (points[..., 2] > 0) & points.isfinite().all(-1) & trust.isfinite()
-        matrix, source = _intrinsics(views[n], points, trust, config)
+        given = cameras[n] if cameras else None
+        matrix, source = _intrinsics(views[n], points, trust, config, given)
         intrinsics.append(matrix)
         depth.append(torch.where(known, points[..., 2], 0.0))
         confidence.append(torch.where(known, trust, 0.0))
@@ -47,14 +72,13 @@ def with_strays(
                 focal_source=source,
             )
         )
-    return replace(
-        scene,
-        views=scene.views + tuple(views[n] for n in strays),
-        cam2world=torch.cat((scene.cam2world, scene.cam2world[:1].repeat(len(strays), 1, 1))),
-        intrinsics=torch.cat((scene.intrinsics, torch.stack(intrinsics).to(scene.intrinsics))),
-        depth=scene.depth + tuple(depth),
-        confidence=scene.confidence + tuple(confidence),
-        verdicts=scene.verdicts + tuple(verdicts),
+    return Scene(
+        views=tuple(views[n] for n in strays),
+        cam2world=torch.eye(4).repeat(len(strays), 1, 1),
+        intrinsics=torch.stack(intrinsics),
+        depth=tuple(depth),
+        confidence=tuple(confidence),
+        verdicts=tuple(verdicts),
     )
 
 
@@ -95,7 +119,10 @@ def _intrinsics(
     points: Float[Tensor, "height width 3"],
     confidence: Float[Tensor, "height width"],
     config: AlignConfig,
+    given: KnownCamera | None,
 ) -> tuple[Float[Tensor, "3 3"], str]:
+    if given is not None and given.intrinsics is not None:
+        return given.intrinsics.float(), "given"
     centre = base_point(view, None)
     flat, trust = points.reshape(1, -1, 3).double(), confidence.reshape(1, -1).double()
     weight = pixel_weight(flat, trust)

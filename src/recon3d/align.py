@@ -130,7 +130,9 @@ def align_groups(
         taken |= set(placed.members)
         logger.info("aligned %d of %d photos", len(placed.members), len(views))
     if not scenes:
-        raise DisconnectedError(why_disconnected(evidence.pairs, views, config))
+        error = DisconnectedError(why_disconnected(evidence.pairs, views, config))
+        error.edges = verdicts_elsewhere(evidence, taken, reasons, predicted)
+        raise error
     elsewhere = verdicts_elsewhere(evidence, taken, reasons, predicted)
     scenes[0] = replace(scenes[0], edges=scenes[0].edges + elsewhere)
     track("align", 3, 3)

@@ -44,6 +44,8 @@ from recon3d.tracks import (
     select_tracks,
 )
 from recon3d.types import Scene, View
+from recon3d.wide_check import without_contradicted
+from recon3d.wide_matches import match_far_apart
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ _FALLS = 0.95  # a round that leaves more of the median error is the last ...
 _EXACT = 0.01  # ... and so is one that leaves no more (thousandths)
 _MIN_HELD = 0.5  # share of the views that tracks must hold
 _SAME_FOCAL = 1.01  # ratio of EXIF focal lengths of one lens
+_PARTNERS_OF_STRAY = 2  # photos that one without a place is compared with as seen from aside
 _PAYS = 0.8  # of the error of one focal length for all
 
 
@@ -158,6 +161,7 @@ class _Evidence:
         self._scene, self._matches, self._config = scene, matches, config
         self._rgb_of, self._track = rgb_of, track
         self._known: dict[int, Features] = {}
+        self._wide: dict[frozenset[tuple[int, int]], list[Matches]] = {}
         self.from_features = rgb_of is not None
 
     @cached_property
@@ -186,6 +190,47 @@ class _Evidence:
             self._scene, self._matches, self._config, self._rgb_of, self._known, self._track
         )
 
+    def wide(self, best: _Attempt | None) -> list[Matches]:
+        """Of features as seen from aside: in pairs that `anywhere` lacks, for photos without place.
+
+        All of them, as far as the limits allow, where the best attempt so far is refused; else for
+        each photo that it does not place two pairs. First come those that the network joins best.
+        """
+        if self._rgb_of is None:
+            return []
+        done = {(one.i, one.j) for one in self.anywhere}
+        strength = {(one.i, one.j): float(one.confidence.sum()) for one in self._matches}
+        pairs = [
+            pair for pair in combinations(range(len(self._scene.views)), 2) if pair not in done
+        ]
+        pairs.sort(key=lambda pair: -strength.get(pair, 0.0))
+        if best is not None and not best.report.reason:
+            pairs = [
+                pair
+                for n in (~best.placed).nonzero().flatten().tolist()
+                for pair in [pair for pair in pairs if n in pair][:_PARTNERS_OF_STRAY]
+            ]
+        chosen: set[tuple[int, int]] = set()
+        for pair in pairs:
+            more = chosen | {pair}
+            n_views = len({n for one in more for n in one})
+            if len(more) <= self._config.max_wide_pairs and n_views <= self._config.max_wide_views:
+                chosen = more
+        if not chosen:
+            return []
+        key = frozenset(chosen)
+        if key not in self._wide:
+            found = match_far_apart(
+                sorted(chosen),
+                self._scene,
+                self._rgb_of,
+                self._config,
+                plain=self._known,
+                track=self._track,
+            )
+            self._wide[key] = without_contradicted(found, self.anywhere, self._scene)
+        return self._wide[key]
+
 
 def same_lens(views: Sequence[View]) -> bool:
     """Say whether nothing speaks against one focal length: equal sizes, EXIF alike where known."""
@@ -212,6 +257,7 @@ def _best_attempt(
 ) -> _Attempt:
     """Return the first attempt that leaves no doubt, else the best."""
     from_features = evidence.from_features
+    best: _Attempt | None = None
 
     def near() -> _Attempt:
         return _adjusted(problem, start, evidence.near, track, from_features=from_features)
@@ -224,17 +270,25 @@ def _best_attempt(
         matches = [*evidence.anywhere, *evidence.near]
         return _remapped(scene, problem, start, matches, track, from_features=from_features)
 
+    def anew_with_wide() -> _Attempt | None:
+        wide = evidence.wide(best)
+        if not wide:
+            return None
+        matches = [*evidence.anywhere, *wide]
+        return _remapped(scene, problem, start, matches, track, from_features=from_features)
+
     # sharp matches of whole photos are enough for cameras without a start; coarse ones are not
-    ways = (anew, anew_with_near, near) if from_features else (near, anew)
-    best, last = None, None
+    ways = (anew, anew_with_near, near, anew_with_wide) if from_features else (near, anew)
+    too_few = False
     for way in (near,) if problem.constant_pose.all() else ways:
-        last = way()
-        if last is not None:
-            best = last if best is None else _better(problem, best, last)
+        found = way()
+        if found is not None:
+            too_few |= found.too_few
+            best = found if best is None else _better(problem, best, found)
             if bool(best.placed.all()) and is_sure(best.report):
                 break
     assert best is not None  # `near` always says something
-    if best.report.reason and from_features and last is not None and last.too_few:
+    if best.report.reason and from_features and too_few:
         best = _adjusted(problem, start, evidence.coarse, track, from_features=False)
     return best
 

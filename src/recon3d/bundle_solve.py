@@ -180,7 +180,10 @@ def adjust(problem: Problem, rig: Rig, tracks: Tracks) -> Rig:
             setup.set_constant_cam_intrinsics(image.camera_id)
     if not setup.num_constant_rig_from_world_poses():
         setup.set_constant_rig_from_world_pose(views[0][1].frame_id)
-    _remind(pycolmap, model, setup, problem, noise=max(_FINEST, middle))
+    # points and cameras follow the noise: of points that two views see, half of it shows
+    n_values, n_unknown = 2 * len(tracks.view), 3 * tracks.n_tracks + 6 * len(views)
+    shows = math.sqrt(max(n_values - n_unknown, 1) / n_values)
+    _remind(pycolmap, model, setup, problem, noise=max(_FINEST, middle) / shows)
     options = _options(pycolmap, problem.config, max(LOSS_SCALE, middle))
     pycolmap.create_default_bundle_adjuster(options, setup, model).solve()
     cam2world, focal = rig.cam2world.clone(), rig.focal.clone()

@@ -243,9 +243,11 @@ class RefineConfig:
     features find too little, a pair gives at most `max_coarse` matches as they are. Where the
     alignment is no start, features are matched in the whole photos: each with the `max_partners`
     that its largest features fit best, of all pairs up to `max_all_pairs` photos, beyond that of
-    those that the network saw. `shared_focal` None takes one
-    focal length where photos are of equal size and EXIF does not speak against it, unless focal
-    lengths of their own fit much better.
+    those that the network saw. Photos that are still without a place get features as seen from
+    aside, up to `wide_features` in the photo itself at `wide_size` pixels, in at most
+    `max_wide_pairs` pairs of `max_wide_views` photos.
+    `shared_focal` None takes one focal length where photos are of equal size and EXIF does not
+    speak against it, unless focal lengths of their own fit much better.
     """
 
     feature_size: int = 1600
@@ -259,6 +261,10 @@ class RefineConfig:
     max_coarse: int = 200
     max_partners: int = 10
     max_all_pairs: int = 60
+    max_wide_pairs: int = 30
+    max_wide_views: int = 12
+    wide_size: int = 1024
+    wide_features: int = 1500
     max_iterations: int = 50
     shared_focal: bool | None = None
     refine_focal: bool = True

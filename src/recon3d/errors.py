@@ -1,5 +1,7 @@
 """User faults, one class per exit code; raised in the library, printed once by the command line."""
 
+from typing import Any
+
 
 class ReconError(Exception):
     """A fault the user can mend: the text says what is wrong, the value, and what to do."""
@@ -26,7 +28,12 @@ class ReconstructionError(ReconError):
 
 
 class DisconnectedError(ReconstructionError):
-    """No chain of confident pairs joins the photographs."""
+    """No chain of confident pairs joins the photographs.
+
+    `edges` is what is known of the pairs (`types.EdgeVerdict`).
+    """
+
+    edges: tuple[Any, ...] = ()
 
 
 class ResourceError(ReconError):

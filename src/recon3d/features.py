@@ -26,7 +26,7 @@ RgbOf = Callable[[View], UInt8[np.ndarray, "height width 3"]]
 
 MIN_SIMILARITY = 0.8
 """Cosine of two RootSIFT vectors; wrong pairs are rarely above."""
-_MIN_CONTRAST = 0.02  # half of OpenCV's: what is wrong is found out by epipolar lines
+MIN_CONTRAST = 0.02  # half of OpenCV's: what is wrong is found out by epipolar lines
 _WIDE_RATIO = 0.8  # Lowe's: in the whole photo more features compete than near a known place
 _MIN_INLIERS = 20  # of the epipolar check; a wrong geometry rarely finds as many ...
 _MIN_INLIER_SHARE = 0.3  # ... and never this share of the features
@@ -60,31 +60,43 @@ def find_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> Features:
     Raises:
         ValueError: when the picture has not the photo's shape nor the view's.
     """
-    rgb = rgb_of(view)
-    height, width = rgb.shape[:2]
-    rgb2view = _rgb2view(view, height, width)
-    scale = min(1.0, config.feature_size / max(height, width))
-    if scale < 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-        rgb2view = rgb2view @ np.diag((width / size[0], height / size[1], 1.0))
+    grey, grey2view = grey_photo(view, rgb_of, config.feature_size)
     # without precise upscaling OpenCV's features lie a quarter of a pixel off
     sift = cv2.SIFT_create(  # type: ignore[attr-defined]
-        config.max_features, contrastThreshold=_MIN_CONTRAST, enable_precise_upscale=True
+        config.max_features, contrastThreshold=MIN_CONTRAST, enable_precise_upscale=True
     )
-    found, descriptors = sift.detectAndCompute(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), None)
+    found, descriptors = sift.detectAndCompute(grey, None)
     if not found:
         return Features(pixels=torch.zeros(0, 2), descriptors=torch.zeros(0, 128).byte())
     largest = np.argsort([-feature.size for feature in found], kind="stable")
     descriptors = descriptors[largest]
     # OpenCV puts the centre of the top-left pixel at (0, 0)
     pixels = np.array([found[k].pt for k in largest]) + 0.5
-    pixels = pixels @ rgb2view[:2, :2].T + rgb2view[:2, 2]
+    pixels = pixels @ grey2view[:2, :2].T + grey2view[:2, 2]
     inside = (pixels >= 0).all(1) & (pixels < np.array(view.image.shape[:0:-1])).all(1)
     return Features(
         pixels=torch.from_numpy(pixels[inside]).float(),
         descriptors=torch.from_numpy(descriptors[inside].clip(0, 255).astype(np.uint8)),
     )
+
+
+def grey_photo(
+    view: View, rgb_of: RgbOf, most: int
+) -> tuple[UInt8[np.ndarray, "height width"], Float[np.ndarray, "3 3"]]:
+    """Return the photo of a view in grey, its long edge `most` at most; and its pixels2view.
+
+    Raises:
+        ValueError: when the picture has not the photo's shape nor the view's.
+    """
+    rgb = rgb_of(view)
+    height, width = rgb.shape[:2]
+    grey2view = _rgb2view(view, height, width)
+    scale = min(1.0, most / max(height, width))
+    if scale < 1:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+        grey2view = grey2view @ np.diag((width / size[0], height / size[1], 1.0))
+    return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), grey2view
 
 
 def gather_features(

@@ -15,6 +15,7 @@ from recon3d.align import align_groups
 from recon3d.bundle_check import RefineReport
 from recon3d.config import RunConfig
 from recon3d.dense import DenseReport, dense_scene
+from recon3d.errors import DisconnectedError
 from recon3d.features import RgbOf
 from recon3d.given import read_cameras
 from recon3d.masks import read_masks
@@ -40,6 +41,8 @@ from recon3d.progress import Track, silent
 from recon3d.refinement import (
     Material,
     exact_views,
+    from_features_alone,
+    has_poses,
     is_refining,
     refined,
     refined_with_strays,
@@ -156,16 +159,21 @@ def reconstruct_groups(
         refining = is_refining(config, len(views))
         if keep_matches or refining:
             predictions = collect_matches(predictions, found, config.matches)
-        scenes = align_groups(
-            predictions,
-            views,
-            config.align,
-            cameras=cameras,
-            masks=masks,
-            limit=None if config.all_components else 1,
-            device=_device_to_align_on(device, len(pairs), config),
-            track=track,
-        )
+        scenes: tuple[Scene, ...] = ()
+        doubt: DisconnectedError | None = None
+        try:
+            scenes = align_groups(
+                predictions,
+                views,
+                config.align,
+                cameras=cameras,
+                masks=masks,
+                limit=None if config.all_components else 1,
+                device=_device_to_align_on(device, len(pairs), config),
+                track=track,
+            )
+        except DisconnectedError as error:
+            doubt = error
         matches = merge_orders(found)
         logger.info(
             "placed %d of %d views; prediction and alignment took %.1f s",
@@ -181,12 +189,18 @@ def reconstruct_groups(
             own=_predictor_of_one(model, encoded, config),
             rgb_of=_photo_reader(inputs, config),
         )
-        if refining:
+        if doubt is not None:
+            if not refining or has_poses(material):
+                raise doubt
+            logger.info("the network joins no two photos; trying image features alone")
+            result = from_features_alone(doubt, material, config, track=track)
+            scenes, refinements = (result[0],), (result[1],)
+        elif refining:
             # with several groups a photo outside of one may belong to another
             refine = refined if config.all_components else refined_with_strays
             results = [refine(scene, material, config, track=track) for scene in scenes]
             scenes, refinements = zip(*results, strict=True)
-            scenes = tuple(map(without_positions, scenes, refinements))
+        scenes = tuple(map(without_positions, scenes, refinements)) if refinements else scenes
         scenes, dense = zip(
             *(
                 _densified(scene, report, material, config, track)

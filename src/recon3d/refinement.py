@@ -6,15 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from recon3d.adopt import with_strays, without_unplaced
+from recon3d.adopt import strays_alone, with_strays, without_unplaced
 from recon3d.align_samples import Cameras
 from recon3d.bundle import refine_scene
 from recon3d.bundle_check import RefineReport
 from recon3d.config import CamerasAre, RunConfig
+from recon3d.errors import DisconnectedError
 from recon3d.features import RgbOf
 from recon3d.matches import Matches, renumber
 from recon3d.progress import Track, silent
-from recon3d.types import PairPrediction, Scene, View
+from recon3d.types import LeftOut, PairPrediction, Scene, View
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,11 @@ def is_refining(config: RunConfig, n_views: int) -> bool:
         logger.info("cameras are not refined: pip install 'recon3d[colmap]' makes them more exact")
         return False
     return n_views <= REFINED_BY_ITSELF
+
+
+def has_poses(material: Material) -> bool:
+    """Say whether the place of any photo was given."""
+    return any(camera is not None and camera.cam2world is not None for camera in material.cameras)
 
 
 def exact_views(
@@ -89,6 +95,38 @@ def refined(
     )
 
 
+def from_features_alone(
+    doubt: DisconnectedError, material: Material, config: RunConfig, *, track: Track = silent
+) -> tuple[Scene, RefineReport]:
+    """Return the scene that image features make of photos which the network could not join.
+
+    Args:
+        doubt: why it could not; photos that features do not place either are left out.
+        material: the photos, of which none may have a pose.
+        config: all settings.
+        track: as for `refined`.
+
+    Raises:
+        DisconnectedError: `doubt`, where features tell nothing either.
+    """
+    numbers = range(len(material.views))
+    alone = strays_alone(
+        {n: material.own(n) for n in numbers}, material.views, config.align, material.cameras
+    )
+    better, report = refined(alone, material, config, track=track)
+    if not report.improved:
+        raise doubt
+    better = without_unplaced(better, 0, report.refined, material.views, keep_world=False)
+    placed = {view.name for view in better.views}
+    logger.info("image features alone placed %d of %d photos", len(placed), len(numbers))
+    left_out = tuple(
+        LeftOut(name=view.name, reason="neither confident pairs nor image features place it")
+        for view in material.views
+        if view.name not in placed
+    )
+    return replace(better, left_out=left_out, edges=doubt.edges), report
+
+
 def without_positions(scene: Scene, report: RefineReport) -> Scene:
     """Return the scene, its positions marked as unknown and warned of where parallax is missing."""
     if report.parallax is not False:
@@ -111,16 +149,13 @@ def refined_with_strays(
     if not strays or len(strays) > len(placed):
         return refined(scene, material, config, track=track)
     extended = with_strays(
-        scene, {n: material.own(n) for n in strays}, material.views, config.align
+        scene, {n: material.own(n) for n in strays}, material.views, config.align, material.cameras
     )
     better, report = refined(extended, material, config, track=track)
     if not report.improved:
         return refined(scene, material, config, track=track)
-    has_poses = any(
-        camera is not None and camera.cam2world is not None for camera in material.cameras
-    )
     better = without_unplaced(
-        better, len(scene.views), report.refined, material.views, keep_world=has_poses
+        better, len(scene.views), report.refined, material.views, keep_world=has_poses(material)
     )
     adopted = [view.name for view in better.views if view.name not in placed]
     if adopted:

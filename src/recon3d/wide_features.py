@@ -1,0 +1,135 @@
+"""Features that survive a large change of viewpoint: SIFT in the photo as it looks from aside.
+
+Seen from aside a surface is compressed in one direction, which SIFT does not tolerate. So every
+photo is compressed in many directions by several factors, and all the results have features.
+
+Source: Morel and Yu, ASIFT: a new framework for fully affine invariant image comparison, SIAM
+Journal on Imaging Sciences 2(2), 2009.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, UInt8
+from torch import Tensor
+
+from recon3d.config import RefineConfig
+from recon3d.features import MIN_CONTRAST, RgbOf, grey_photo
+from recon3d.types import View
+
+_COMPRESSIONS = (2**0.5, 2.0, 2**1.5, 4.0)
+"""ASIFT's, up to the 75 degrees at which a surface shows a quarter of itself."""
+_TURN_DEG = 72.0  # between directions, for a compression by 1; ASIFT's
+_BLUR = 0.8  # pixels, for a compression by sqrt(2); ASIFT's
+_MARGIN = 0.01  # of the long edge: what is found closer to the photo's border is often the border
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class WideFeatures:
+    """Features of one view with the shape of the patch that each describes.
+
+    Pixels are those of `View.image`; `frames` maps the unit circle to the patch. Descriptors are 0
+    to 255.
+    """
+
+    pixels: Float[Tensor, "feature 2"]
+    frames: Float[Tensor, "feature 2 2"]
+    descriptors: UInt8[Tensor, "feature 128"]
+
+
+def find_wide_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> WideFeatures:
+    """Return the features of a view in its photo and in all its compressions.
+
+    Up to `config.wide_features` come from the photo, and fewer from each compression, as it has
+    fewer pixels; those outside the view or at the photo's border are dropped.
+
+    Raises:
+        ValueError: when the picture has not the photo's shape nor the view's.
+    """
+    grey, grey2view = grey_photo(view, rgb_of, config.wide_size)
+    height, width = grey.shape
+    margin = _MARGIN * max(height, width)
+    pixels, frames, descriptors = [np.zeros((0, 2))], [np.zeros((0, 2, 2))], [np.zeros((0, 128))]
+    for picture, mask, picture2grey, compression in _pictures(grey):
+        sift = cv2.SIFT_create(  # type: ignore[attr-defined]
+            max(1, int(config.wide_features / compression)),
+            contrastThreshold=MIN_CONTRAST,
+            enable_precise_upscale=True,
+        )
+        found, described = sift.detectAndCompute(picture, mask)
+        if not found:
+            continue
+        # OpenCV puts the centre of the top-left pixel at (0, 0)
+        in_grey = _moved(picture2grey, np.array([one.pt for one in found]) + 0.5)
+        far = (in_grey > margin).all(1) & (in_grey < np.array((width, height)) - margin).all(1)
+        in_view = _moved(grey2view, in_grey)
+        far &= (in_view >= 0).all(1) & (in_view < np.array(view.image.shape[:0:-1])).all(1)
+        shape = (grey2view @ picture2grey)[:2, :2] @ _circles(found)
+        pixels.append(in_view[far])
+        frames.append(shape[far])
+        descriptors.append(described[far])
+    return WideFeatures(
+        pixels=torch.from_numpy(np.concatenate(pixels)).float(),
+        frames=torch.from_numpy(np.concatenate(frames)).float(),
+        descriptors=torch.from_numpy(np.concatenate(descriptors).clip(0, 255).astype(np.uint8)),
+    )
+
+
+def _pictures(
+    grey: UInt8[np.ndarray, "height width"],
+) -> Iterator[
+    tuple[
+        UInt8[np.ndarray, "new_height new_width"],
+        UInt8[np.ndarray, "new_height new_width"] | None,
+        Float64[np.ndarray, "3 3"],
+        float,
+    ]
+]:
+    """Yield the photo and its compressions: (picture, what of it is photo, 2grey, compression)."""
+    yield grey, None, np.eye(3), 1.0
+    height, width = grey.shape
+    corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], dtype=np.float64)
+    half = np.eye(3)
+    half[:2, 2] = 0.5  # from OpenCV's pixels to ours
+    for compression in _COMPRESSIONS:
+        for angle in np.arange(0, math.pi - 1e-9, math.radians(_TURN_DEG) / compression):
+            turn = np.eye(3)
+            turn[:2, :2] = (np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))
+            turned_corners = _moved(turn, corners)
+            turn[:2, 2] = -np.floor(turned_corners.min(0))
+            new_width, new_height = np.ceil(_moved(turn, corners).max(0)).astype(int).tolist()
+            in_opencv = (np.linalg.inv(half) @ turn @ half)[:2]
+            turned = cv2.warpAffine(
+                grey, in_opencv, (new_width, new_height), borderMode=cv2.BORDER_REPLICATE
+            )
+            sigma = _BLUR * math.sqrt(compression**2 - 1)
+            turned = cv2.GaussianBlur(turned, (0, 0), sigmaX=sigma, sigmaY=1e-3)
+            covered = cv2.warpAffine(
+                np.full_like(grey, 255), in_opencv, (new_width, new_height), flags=cv2.INTER_NEAREST
+            )
+            size = max(1, round(new_width / compression)), new_height
+            compress = np.diag((size[0] / new_width, 1.0, 1.0))
+            yield (
+                cv2.resize(turned, size, interpolation=cv2.INTER_LINEAR),
+                cv2.resize(covered, size, interpolation=cv2.INTER_NEAREST),
+                np.linalg.inv(compress @ turn),
+                compression,
+            )
+
+
+def _circles(found: tuple[cv2.KeyPoint, ...]) -> Float64[np.ndarray, "feature 2 2"]:
+    """Return for each feature the map from the unit circle to its patch, as it is turned."""
+    radius = np.array([one.size for one in found]) / 2
+    angle = np.radians([one.angle for one in found])
+    cos, sin = radius * np.cos(angle), radius * np.sin(angle)
+    return np.stack((np.stack((cos, -sin), -1), np.stack((sin, cos), -1)), -2)
+
+
+def _moved(
+    matrix: Float64[np.ndarray, "3 3"], pixels: Float64[np.ndarray, "pixel 2"]
+) -> Float64[np.ndarray, "pixel 2"]:
+    return np.asarray(pixels @ matrix[:2, :2].T + matrix[:2, 2])
