@@ -143,6 +143,21 @@ def test_confirmed_depth_is_less_confident_where_coarse_and_fine_photos_differ()
     good = torch.ones(4, 6, dtype=torch.bool)
     good[0] = False
     found = Matched(Swept(depth, torch.ones(4, 6)), good.long(), good, expected)
-    confidence = _confidence(found, depth, torch.full((4, 6), 0.5), 5.0)
+    confidence = _confidence(found, torch.full((4, 6), 0.5), 5.0)
     assert float(confidence[1:, :3].min()) > float(confidence[1:, 3:].max())
     assert float(confidence[1:].min()) > float(confidence[0].max()) > GUESS
+
+
+def test_unconfirmed_depth_is_the_more_confident_the_more_is_confirmed_around():
+    """What the sweep found there is noise, and tells nothing, agree with it or not."""
+    depth = torch.full((2, 5), 2.0)
+    noise = torch.tensor([[1.0, 2.0, 2.0, 3.0, 9.0]]).expand(2, 5)
+    good = torch.zeros(2, 5, dtype=torch.bool)
+    known = torch.tensor([[0.0, 0.05, 0.1, 0.3, 0.9]]).expand(2, 5)
+    found = Matched(Swept(noise, torch.ones(2, 5)), good.long(), good, depth)
+    confidence = _confidence(found, known, 5.0)
+    assert float(confidence[0, 0]) == 1
+    assert bool((confidence.diff(dim=1) > 0).all())
+    assert bool((confidence[:, :3] <= GUESS + 1e-6).all())
+    assert bool((confidence[:, 3:] > GUESS).all())
+    assert float(confidence.max()) < 5

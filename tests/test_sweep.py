@@ -6,7 +6,7 @@ import torch
 
 from plane_world import flat, shot
 from recon3d.geometry import compose, invert_rigid, project, transform_points
-from recon3d.sweep import Shot, _Compared, sweep
+from recon3d.sweep import RADIUS, Shot, Swept, _Compared, sweep
 from recon3d.sweep_check import believed, confirmations
 
 INSIDE = (slice(8, -8), slice(16, -16))
@@ -99,3 +99,14 @@ def test_specks_and_unlike_windows_are_not_believed():
     speck = torch.zeros_like(count)
     speck[30, 40] = 1
     assert not bool(believed(result._replace(score=torch.ones_like(result.score)), speck, 1).any())
+
+
+def test_the_rim_of_photos_is_not_believed():
+    """Undistorted photos have a rim, which looks alike in all and lies at no depth."""
+    one = shot(0.0, size=(120, 160))
+    swept = Swept(one.depth, torch.ones_like(one.depth))
+    good = believed(swept, torch.ones_like(one.depth, dtype=torch.int64), 1)
+    rows, columns = good.nonzero().T
+    least = RADIUS + 2  # a window, and 1 % of the long edge
+    assert (int(rows.min()), int(rows.max())) == (least, 119 - least)
+    assert (int(columns.min()), int(columns.max())) == (least, 159 - least)

@@ -61,9 +61,8 @@ def dense_scene(
 
     Confirmed pixels are more confident than all others, and all the more the more of their
     surroundings and the more neighbours are, and the closer coarse and fine photos agree. For the
-    others their surroundings tell as well, and how far the sweep was from what they got; at most
-    `GUESS` are those that hardly anything confirmed is near to, and views whose cameras are not
-    exact.
+    others their surroundings tell as well; at most `GUESS` are those that hardly anything confirmed
+    is near to, and views whose cameras are not exact.
 
     Args:
         scene: depth and confidence as the network sees them.
@@ -106,7 +105,7 @@ def dense_scene(
     confidence = [torch.ones_like(d) for d in depth]
     for n, one in found.items():
         depth[n], known = one.filled(shots[n].grey)
-        confidence[n] = _confidence(one, depth[n], known, top)
+        confidence[n] = _confidence(one, known, top)
     usable = [field.known for field in fields]
     return replace(
         scene,
@@ -118,18 +117,14 @@ def dense_scene(
 
 
 def _confidence(
-    one: Matched,
-    depth: Float[Tensor, "height width"],
-    known: Float[Tensor, "height width"],
-    top: float,
+    one: Matched, known: Float[Tensor, "height width"], top: float
 ) -> Float[Tensor, "height width"]:
     """Return the confidence of a view's depth: above `top` where photos confirm it."""
     levels_agree = (-_DOUBT * (one.expected / one.swept.depth).log().abs()).exp()
     sure = top * (1 + known * levels_agree + 0.1 * one.confirmed)
-    support = known * (-(depth / one.swept.depth).log().abs()).exp()
-    guess = 1 + (GUESS - 1) * support / _SUPPORT
-    above = GUESS + (top - GUESS) * (support - _SUPPORT) / (1 - _SUPPORT)
-    return torch.where(one.good, sure, torch.where(support < _SUPPORT, guess, above))
+    guess = 1 + (GUESS - 1) * known / _SUPPORT
+    above = GUESS + (top - GUESS) * (known - _SUPPORT) / (1 - _SUPPORT)
+    return torch.where(one.good, sure, torch.where(known < _SUPPORT, guess, above))
 
 
 def _with_lens_offset(
