@@ -338,7 +338,7 @@ def test_features_of_the_photos_find_what_matches_and_cameras_miss() -> None:
     _, report = refine_scene(
         start,
         wrong,
-        replace(CONFIG, max_all_pairs=4),
+        replace(CONFIG, max_all_pairs=4, max_wide_pairs=0),
         rgb_of=rgb_of,
         track=lambda *step: told.append(step),
     )

@@ -170,7 +170,7 @@ def test_photos_that_the_network_cannot_join_are_joined_by_features(
 def test_photos_of_another_scene_are_left_out(tmp_path: Path) -> None:
     inputs = [str(SAMPLES / "room" / "images"), str(SAMPLES / "object" / "images" / "000[01].jpg")]
     fast = tmp_path / "fast.toml"
-    fast.write_text("[bundle]\nwide_features = 200\n")
+    fast.write_text("[bundle]\nwide_features = 60\n")
     code, _, cameras = run_samples(inputs, tmp_path, "--no-dense", "--config", str(fast))
     views = json.loads(cameras.read_text())["views"]
     room = {

@@ -211,3 +211,6 @@ def test_renumbering_drops_what_has_no_number() -> None:
     kept = renumber(found, {1: 0, 3: 1})
     assert [(one.i, one.j) for one in kept] == [(0, 1)]
     assert rows_of(kept[0]) == [[1, 2, 3, 4, 5]]
+    (turned,) = renumber(found, {1: 5, 3: 2})  # the lower number stays first
+    assert (turned.i, turned.j) == (2, 5)
+    assert rows_of(turned) == [[3, 4, 1, 2, 5]]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from recon3d.align import align
 from recon3d.bundle_check import RefineReport
 from recon3d.config import AlignConfig, CamerasAre, RunConfig
 from recon3d.errors import DisconnectedError
-from recon3d.geometry import compose, invert_rigid
+from recon3d.geometry import compose, invert_rigid, so3_exp
 from recon3d.refinement import (
     Material,
     from_features_alone,
     refined,
     refined_with_strays,
+    without_doubtful,
     without_positions,
 )
 from recon3d.types import EdgeVerdict, KnownCamera, LeftOut, PairPrediction, Scene
@@ -168,6 +170,35 @@ def test_photos_that_nothing_joins_are_left_to_features(monkeypatch: pytest.Monk
     with pytest.raises(DisconnectedError) as error:
         from_features_alone(doubt, given, RunConfig())
     assert error.value is doubt
+
+
+@pytest.mark.parametrize(
+    ("turn_deg", "changes", "kept"),
+    [
+        (25.0, {}, [1, 2, 3]),
+        (5.0, {}, [0, 1, 2, 3]),  # the network was about right: so it is about the first
+        (25.0, {"improved": False}, [0, 1, 2, 3]),
+        (25.0, {"refined": ("0.jpg", "1.jpg", "2.jpg", "3.jpg")}, [0, 1, 2, 3]),
+    ],
+)
+def test_a_network_that_was_wrong_where_features_tell_is_not_believed_elsewhere(
+    turn_deg: float, changes: dict[str, object], kept: list[int]
+):
+    truth = exact_scene(4)
+    after = align(truth.predictions(), truth.views, AlignConfig())
+    turns = so3_exp(torch.tensor([[0.0, math.radians(turn_deg) * n, 0.0] for n in range(4)]))
+    cam2world = after.cam2world.clone()
+    cam2world[:, :3, :3] = cam2world[:, :3, :3] @ turns
+    before = dataclasses.replace(after, cam2world=cam2world)
+    found = report(**({"refined": ("1.jpg", "2.jpg", "3.jpg")} | changes))
+    given = material(truth, truth.predictions())
+    scene = without_doubtful(before, after, found, given)
+    assert [view.name for view in scene.views] == [f"{n}.jpg" for n in kept]
+    assert [one.name for one in scene.left_out] == [f"{n}.jpg" for n in range(4) if n not in kept]
+    assert all(re.search(r"where they do .* \d\d deg off", one.reason) for one in scene.left_out)
+    known = KnownCamera(intrinsics=None, cam2world=torch.eye(4))
+    with_pose = material(truth, truth.predictions(), cameras=(known, None, None, None))
+    assert without_doubtful(before, after, found, with_pose) is after
 
 
 def test_given_poses_are_fixed_by_their_number_in_the_scene(monkeypatch: pytest.MonkeyPatch):

@@ -54,7 +54,7 @@ _FALLS = 0.95  # a round that leaves more of the median error is the last ...
 _EXACT = 0.01  # ... and so is one that leaves no more (thousandths)
 _MIN_HELD = 0.5  # share of the views that tracks must hold
 _SAME_FOCAL = 1.01  # ratio of EXIF focal lengths of one lens
-_PARTNERS_OF_STRAY = 2  # photos that one without a place is compared with as seen from aside
+_PARTNERS_OF_STRAY = 3  # photos that one without a place is compared with as seen from aside
 _PAYS = 0.8  # of the error of one focal length for all
 
 
@@ -193,8 +193,9 @@ class _Evidence:
     def wide(self, best: _Attempt | None) -> list[Matches]:
         """Of features as seen from aside: in pairs that `anywhere` lacks, for photos without place.
 
-        All of them, as far as the limits allow, where the best attempt so far is refused; else for
-        each photo that it does not place two pairs. First come those that the network joins best.
+        All of them, as far as the limits allow, where the best attempt so far leaves doubt; else
+        each photo that it does not place with some that it does. First come those that the network
+        joins best.
         """
         if self._rgb_of is None:
             return []
@@ -204,11 +205,11 @@ class _Evidence:
             pair for pair in combinations(range(len(self._scene.views)), 2) if pair not in done
         ]
         pairs.sort(key=lambda pair: -strength.get(pair, 0.0))
-        if best is not None and not best.report.reason:
+        if best is not None and not best.report.reason and is_sure(best.report):
             pairs = [
                 pair
                 for n in (~best.placed).nonzero().flatten().tolist()
-                for pair in [pair for pair in pairs if n in pair][:_PARTNERS_OF_STRAY]
+                for pair in _with_placed(n, best, pairs)[:_PARTNERS_OF_STRAY]
             ]
         chosen: set[tuple[int, int]] = set()
         for pair in pairs:
@@ -230,6 +231,13 @@ class _Evidence:
             )
             self._wide[key] = without_contradicted(found, self.anywhere, self._scene)
         return self._wide[key]
+
+
+def _with_placed(
+    view: int, best: _Attempt, pairs: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Return the pairs of a view with placed ones."""
+    return [(i, j) for i, j in pairs if view in (i, j) and best.placed[i] != best.placed[j]]
 
 
 def same_lens(views: Sequence[View]) -> bool:

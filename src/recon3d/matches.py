@@ -195,12 +195,13 @@ def select(one: Matches, rows: Int[Tensor, " chosen"] | Bool[Tensor, " match"]) 
 
 
 def renumber(matches: Iterable[Matches], new_index: Mapping[int, int]) -> list[Matches]:
-    """Return the matches between views that `new_index` knows, with their new indices."""
-    return [
+    """Return the matches between views that `new_index` knows, with their new indices, i < j."""
+    renamed = [
         replace(one, i=new_index[one.i], j=new_index[one.j])
         for one in matches
         if one.i in new_index and one.j in new_index
     ]
+    return [one if one.i < one.j else _swapped(one) for one in renamed]
 
 
 class _Tree:

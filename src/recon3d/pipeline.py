@@ -46,6 +46,7 @@ from recon3d.refinement import (
     is_refining,
     refined,
     refined_with_strays,
+    without_doubtful,
     without_positions,
 )
 from recon3d.retrieval import pooled_similarity
@@ -199,7 +200,11 @@ def reconstruct_groups(
             # with several groups a photo outside of one may belong to another
             refine = refined if config.all_components else refined_with_strays
             results = [refine(scene, material, config, track=track) for scene in scenes]
-            scenes, refinements = zip(*results, strict=True)
+            scenes = tuple(
+                without_doubtful(before, after, report, material)
+                for before, (after, report) in zip(scenes, results, strict=True)
+            )
+            refinements = tuple(report for _, report in results)
         scenes = tuple(map(without_positions, scenes, refinements)) if refinements else scenes
         scenes, dense = zip(
             *(

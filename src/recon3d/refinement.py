@@ -5,6 +5,9 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
+
+import torch
 
 from recon3d.adopt import strays_alone, with_strays, without_unplaced
 from recon3d.align_samples import Cameras
@@ -13,12 +16,14 @@ from recon3d.bundle_check import RefineReport
 from recon3d.config import CamerasAre, RunConfig
 from recon3d.errors import DisconnectedError
 from recon3d.features import RgbOf
+from recon3d.geometry import rotation_angle
 from recon3d.matches import Matches, renumber
 from recon3d.progress import Track, silent
 from recon3d.types import LeftOut, PairPrediction, Scene, View
 
 logger = logging.getLogger(__name__)
 
+_OFF_DEG = 10.0
 REFINED_BY_ITSELF = 60
 """Most photos whose cameras are refined without being asked for: features take time."""
 
@@ -125,6 +130,45 @@ def from_features_alone(
         if view.name not in placed
     )
     return replace(better, left_out=left_out, edges=doubt.edges), report
+
+
+def without_doubtful(
+    before: Scene, after: Scene, report: RefineReport, material: Material
+) -> Scene:
+    """Return the refined scene without views that a network holds which was wrong about others.
+
+    Image features tell how far off it was: where the relative rotations of the refined views
+    changed by more than `_OFF_DEG` in the middle, those of the others are no better.
+
+    Args:
+        before: the scene that was refined.
+        after: what became of it.
+        report: which views features hold.
+        material: the photos; where any has a pose nothing is left out.
+    """
+    held = [n for n, view in enumerate(after.views) if view.name in report.refined]
+    if not report.improved or len(held) == len(after.views) or has_poses(material):
+        return after
+    old = {view.name: before.cam2world[n, :3, :3] for n, view in enumerate(before.views)}
+    known = [n for n in held if after.views[n].name in old]
+    turns = [
+        rotation_angle(
+            (old[after.views[i].name].mT @ old[after.views[j].name]).mT
+            @ (after.cam2world[i, :3, :3].mT @ after.cam2world[j, :3, :3])
+        )
+        for i, j in combinations(known, 2)
+    ]
+    off_deg = float(torch.rad2deg(torch.stack(turns).median())) if turns else 0.0
+    if off_deg < _OFF_DEG:
+        return after
+    reason = f"image features do not place it; where they do the network is {off_deg:.0f} deg off"
+    left_out = tuple(
+        LeftOut(name=view.name, reason=reason)
+        for view in after.views
+        if view.name not in report.refined
+    )
+    kept = without_unplaced(after, 0, report.refined, material.views, keep_world=False)
+    return replace(kept, left_out=after.left_out + left_out)
 
 
 def without_positions(scene: Scene, report: RefineReport) -> Scene:
