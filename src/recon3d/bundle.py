@@ -54,6 +54,8 @@ _FALLS = 0.95  # a round that leaves more of the median error is the last ...
 _EXACT = 0.01  # ... and so is one that leaves no more (thousandths)
 _MIN_HELD = 0.5  # share of the views that tracks must hold
 _SAME_FOCAL = 1.01  # ratio of EXIF focal lengths of one lens
+_MANY_MATCHES = 100  # of a pair: no need to look for more
+_TRACKS_PER_VIEW = 50  # fewer leave doubt
 _PARTNERS_OF_STRAY = 3  # photos that one without a place is compared with as seen from aside
 _PAYS = 0.8  # of the error of one focal length for all
 
@@ -191,7 +193,7 @@ class _Evidence:
         )
 
     def wide(self, best: _Attempt | None) -> list[Matches]:
-        """Of features as seen from aside: in pairs that `anywhere` lacks, for photos without place.
+        """Of features as seen from aside, in pairs of which `anywhere` has few matches or none.
 
         All of them, as far as the limits allow, where the best attempt so far leaves doubt; else
         each photo that it does not place with some that it does. First come those that the network
@@ -199,13 +201,13 @@ class _Evidence:
         """
         if self._rgb_of is None:
             return []
-        done = {(one.i, one.j) for one in self.anywhere}
+        done = {(one.i, one.j) for one in self.anywhere if len(one.confidence) >= _MANY_MATCHES}
         strength = {(one.i, one.j): float(one.confidence.sum()) for one in self._matches}
         pairs = [
             pair for pair in combinations(range(len(self._scene.views)), 2) if pair not in done
         ]
         pairs.sort(key=lambda pair: -strength.get(pair, 0.0))
-        if best is not None and not best.report.reason and is_sure(best.report):
+        if best is not None and is_sure(best.report) and not bool(best.placed.all()):
             pairs = [
                 pair
                 for n in (~best.placed).nonzero().flatten().tolist()
@@ -293,7 +295,8 @@ def _best_attempt(
         if found is not None:
             too_few |= found.too_few
             best = found if best is None else _better(problem, best, found)
-            if bool(best.placed.all()) and is_sure(best.report):
+            n_enough = _TRACKS_PER_VIEW * len(scene.views)
+            if bool(best.placed.all()) and is_sure(best.report) and best.report.n_tracks > n_enough:
                 break
     assert best is not None  # `near` always says something
     if best.report.reason and from_features and too_few:

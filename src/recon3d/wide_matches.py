@@ -131,7 +131,9 @@ def match_far_apart(
         found_n = find_wide_features(scene.views[n], rgb_of, config)
         anchors = plain[n].pixels if n in plain else torch.zeros(0, 2)
         radius = _SAME_POINT * max(scene.views[n].image.shape[-2:])
-        pixels = gathered(torch.cat((anchors, found_n.pixels)), radius)[len(anchors) :]
+        pixels = gathered(torch.cat((anchors, found_n.pixels)), radius, len(anchors))[
+            len(anchors) :
+        ]
         features[n] = replace(found_n, pixels=pixels)
         track("features", done, len(wanted))
     sure = torch.tensor([one.focal_source in ("exif", "given") for one in scene.verdicts])
@@ -212,8 +214,13 @@ def alike(
     return row_i[order], row_j[order], closeness[order]
 
 
-def gathered(pixels: Float[Tensor, "pixel 2"], radius: float) -> Float[Tensor, "pixel 2"]:
-    """Return for each pixel the first of those within the radius, from there on likewise."""
+def gathered(
+    pixels: Float[Tensor, "pixel 2"], radius: float, n_anchors: int = 0
+) -> Float[Tensor, "pixel 2"]:
+    """Return for each pixel the mean of its group: those within the radius, and theirs in turn.
+
+    The first `n_anchors` pixels stay, and the group of one is where it is.
+    """
     from scipy.spatial import KDTree
 
     first = torch.arange(len(pixels))
@@ -223,7 +230,10 @@ def gathered(pixels: Float[Tensor, "pixel 2"], radius: float) -> Float[Tensor, "
         first = first.scatter_reduce(0, upper, lower, "amin")
     while not torch.equal(first, first[first]):
         first = first[first]
-    return pixels[first]
+    total = torch.zeros_like(pixels).index_add_(0, first, pixels)
+    mean = total / torch.bincount(first, minlength=len(pixels))[:, None].clamp_min(1)
+    mean[:n_anchors] = pixels[:n_anchors]
+    return mean[first]
 
 
 def support(
