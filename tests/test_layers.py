@@ -22,8 +22,8 @@ LAYERS = (
     "croco wide_matches sweep_levels metrics throughput train_state weights predict align_focal "
     "fuse synth.shade synth.assembly",
     "two_step dense align_init bundle_solve croco_file workers scores synth.render synth.layout",
-    "align_solve align_polish adopt bundle_scene bundle_check bundle_doubt bundle_join "
-    "bundle_map score_table synth.cameras synth.family_indoor synth.family_outdoor "
+    "align_solve align_polish adopt bundle_scene bundle_check bundle_evidence bundle_doubt "
+    "bundle_join bundle_map score_table synth.cameras synth.family_indoor synth.family_outdoor "
     "synth.family_piles",
     "align_given align_refine align_dense bundle warm_start weights_info synth.families",
     "align_place refinement synth.folder",

@@ -9,8 +9,6 @@ import logging
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import combinations
 
 import torch
 from jaxtyping import Bool
@@ -18,23 +16,16 @@ from torch import Tensor
 
 from recon3d.bundle_check import SURE_OF_VIEW, RefineReport, fitting, held_out, is_sure, judged
 from recon3d.bundle_doubt import camera_doubt
+from recon3d.bundle_evidence import Evidence
 from recon3d.bundle_join import join_views
 from recon3d.bundle_map import map_cameras
 from recon3d.bundle_scene import rebuilt_scene
 from recon3d.bundle_solve import Problem, Rig, adjust, fit_tracks, problem_of, require_pycolmap
 from recon3d.config import RefineConfig
-from recon3d.features import (
-    Features,
-    RgbOf,
-    gather_features,
-    match_photos,
-    on_epipolar_lines,
-    promising_pairs,
-)
-from recon3d.matches import Matches, select
+from recon3d.features import RgbOf
+from recon3d.matches import Matches
 from recon3d.parallax import show_parallax
 from recon3d.progress import Track, silent
-from recon3d.sharpen import sharpen_matches
 from recon3d.tracks import (
     Tracks,
     build_tracks,
@@ -44,8 +35,6 @@ from recon3d.tracks import (
     select_tracks,
 )
 from recon3d.types import Scene, View
-from recon3d.wide_check import without_contradicted
-from recon3d.wide_matches import match_far_apart
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +43,7 @@ _FALLS = 0.95  # a round that leaves more of the median error is the last ...
 _EXACT = 0.01  # ... and so is one that leaves no more (thousandths)
 _MIN_HELD = 0.5  # share of the views that tracks must hold
 _SAME_FOCAL = 1.01  # ratio of EXIF focal lengths of one lens
-_MANY_MATCHES = 100  # of a pair: no need to look for more
 _TRACKS_PER_VIEW = 50  # fewer leave doubt
-_PARTNERS_OF_STRAY = 3  # photos that one without a place is compared with as seen from aside
 _PAYS = 0.8  # of the error of one focal length for all
 
 
@@ -114,7 +101,7 @@ def refine_scene(
         UsageError: pycolmap is missing; says how to install it.
     """
     require_pycolmap()
-    evidence = _Evidence(scene, matches, config, rgb_of, track)
+    evidence = Evidence(scene, matches, config, rgb_of, track)
     is_open = config.shared_focal is None and config.refine_focal
     shared = same_lens(scene.views) if is_open else bool(config.shared_focal)
     problem, start = problem_of(scene, replace(config, shared_focal=shared), fixed)
@@ -149,99 +136,6 @@ def refine_scene(
     return better, replace(report, improved=True, depth_error=depth_error)
 
 
-class _Evidence:
-    """Matches of all kinds, each found when it is first asked for."""
-
-    def __init__(
-        self,
-        scene: Scene,
-        matches: Sequence[Matches],
-        config: RefineConfig,
-        rgb_of: RgbOf | None,
-        track: Track,
-    ) -> None:
-        self._scene, self._matches, self._config = scene, matches, config
-        self._rgb_of, self._track = rgb_of, track
-        self._known: dict[int, Features] = {}
-        self._wide: dict[frozenset[tuple[int, int]], list[Matches]] = {}
-        self.from_features = rgb_of is not None
-
-    @cached_property
-    def coarse(self) -> list[Matches]:
-        """The network's, some of each pair."""
-        return [_thinned(one, self._config) for one in self._matches]
-
-    @cached_property
-    def near(self) -> list[Matches]:
-        """Of features near the network's matches."""
-        if self._rgb_of is None:
-            return self.coarse
-        return sharpen_matches(
-            self._matches,
-            self._scene.views,
-            self._rgb_of,
-            self._config,
-            known=self._known,
-            track=self._track,
-        )
-
-    @cached_property
-    def anywhere(self) -> list[Matches]:
-        """Matches that owe nothing to the scene's cameras."""
-        return _matches_anywhere(
-            self._scene, self._matches, self._config, self._rgb_of, self._known, self._track
-        )
-
-    def wide(self, best: _Attempt | None) -> list[Matches]:
-        """Of features as seen from aside, in pairs of which `anywhere` has few matches or none.
-
-        All of them, as far as the limits allow, where the best attempt so far leaves doubt; else
-        each photo that it does not place with some that it does. First come those that the network
-        joins best.
-        """
-        if self._rgb_of is None:
-            return []
-        done = {(one.i, one.j) for one in self.anywhere if len(one.confidence) >= _MANY_MATCHES}
-        strength = {(one.i, one.j): float(one.confidence.sum()) for one in self._matches}
-        pairs = [
-            pair for pair in combinations(range(len(self._scene.views)), 2) if pair not in done
-        ]
-        pairs.sort(key=lambda pair: -strength.get(pair, 0.0))
-        if best is not None and is_sure(best.report) and not bool(best.placed.all()):
-            pairs = [
-                pair
-                for n in (~best.placed).nonzero().flatten().tolist()
-                for pair in _with_placed(n, best, pairs)[:_PARTNERS_OF_STRAY]
-            ]
-        chosen: set[tuple[int, int]] = set()
-        for pair in pairs:
-            more = chosen | {pair}
-            n_views = len({n for one in more for n in one})
-            if len(more) <= self._config.max_wide_pairs and n_views <= self._config.max_wide_views:
-                chosen = more
-        if not chosen:
-            return []
-        key = frozenset(chosen)
-        if key not in self._wide:
-            found = match_far_apart(
-                sorted(chosen),
-                self._scene,
-                self._rgb_of,
-                self._config,
-                plain=self._known,
-                track=self._track,
-            )
-            self._wide[key] = without_contradicted(found, self.anywhere, self._scene)
-        return self._wide[key]
-
-
-def _with_placed(
-    view: int, best: _Attempt, pairs: Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """Return the pairs of a view with placed ones."""
-    return [(i, j) for i, j in pairs if view in (i, j) and best.placed[i] != best.placed[j]]
-
-
 def same_lens(views: Sequence[View]) -> bool:
     """Say whether nothing speaks against one focal length: equal sizes, EXIF alike where known."""
     sizes = {tuple(sorted((view.photo_width, view.photo_height))) for view in views}
@@ -263,7 +157,7 @@ def _pays(free: RefineReport, shared: RefineReport) -> bool:
 
 
 def _best_attempt(
-    scene: Scene, problem: Problem, start: Rig, evidence: _Evidence, track: Track
+    scene: Scene, problem: Problem, start: Rig, evidence: Evidence, track: Track
 ) -> _Attempt:
     """Return the first attempt that leaves no doubt, else the best."""
     from_features = evidence.from_features
@@ -281,7 +175,8 @@ def _best_attempt(
         return _remapped(scene, problem, start, matches, track, from_features=from_features)
 
     def anew_with_wide() -> _Attempt | None:
-        wide = evidence.wide(best)
+        placed = best.placed if best is not None and is_sure(best.report) else None
+        wide = evidence.wide(placed)
         if not wide:
             return None
         matches = [*evidence.anywhere, *wide]
@@ -387,27 +282,6 @@ def _better(problem: Problem, first: _Attempt, second: _Attempt) -> _Attempt:
     return first if n_fitting[0] >= n_fitting[1] else second
 
 
-def _matches_anywhere(
-    scene: Scene,
-    matches: Sequence[Matches],
-    config: RefineConfig,
-    rgb_of: RgbOf | None,
-    known: dict[int, Features],
-    track: Track,
-) -> list[Matches]:
-    """Return matches that owe nothing to the scene's cameras."""
-    if rgb_of is None:
-        thinned = (_thinned(one, config) for one in matches)
-        return [one for rough in thinned if (one := on_epipolar_lines(rough, scene.views))]
-    n_views = len(scene.views)
-    gather_features(range(n_views), scene.views, rgb_of, config, known, track=track)
-    pairs = list(combinations(range(n_views), 2))
-    if n_views > config.max_all_pairs:
-        pairs = sorted((min(one.i, one.j), max(one.i, one.j)) for one in matches)
-    pairs = promising_pairs(pairs, known, config)
-    return match_photos(pairs, scene.views, known, config, track=track)
-
-
 def _in_rounds(problem: Problem, rig: Rig, tracks: Tracks, track: Track) -> Rig:
     error = math.inf
     for n_done in range(1, _ROUNDS + 1):
@@ -448,10 +322,3 @@ def _too_few(tracks: Tracks, n_views: int, config: RefineConfig) -> str:
     if n_held < max(2, _MIN_HELD * n_views):
         return f"tracks join only {n_held} of {n_views} photos"
     return ""
-
-
-def _thinned(one: Matches, config: RefineConfig) -> Matches:
-    """Return at most `max_coarse` matches, drawn evenly."""
-    generator = torch.Generator().manual_seed(config.seed)
-    drawn = torch.randperm(len(one.confidence), generator=generator)[: config.max_coarse]
-    return select(one, drawn.sort().values)

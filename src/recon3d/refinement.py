@@ -24,6 +24,7 @@ from recon3d.types import LeftOut, PairPrediction, Scene, View
 logger = logging.getLogger(__name__)
 
 _OFF_DEG = 10.0
+"""Error of the network's relative rotations that makes its other cameras worthless."""
 REFINED_BY_ITSELF = 60
 """Most photos whose cameras are refined without being asked for: features take time."""
 

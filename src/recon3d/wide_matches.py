@@ -131,10 +131,8 @@ def match_far_apart(
         found_n = find_wide_features(scene.views[n], rgb_of, config)
         anchors = plain[n].pixels if n in plain else torch.zeros(0, 2)
         radius = _SAME_POINT * max(scene.views[n].image.shape[-2:])
-        pixels = gathered(torch.cat((anchors, found_n.pixels)), radius, len(anchors))[
-            len(anchors) :
-        ]
-        features[n] = replace(found_n, pixels=pixels)
+        pixels = gathered(torch.cat((anchors, found_n.pixels)), radius, len(anchors))
+        features[n] = replace(found_n, pixels=pixels[len(anchors) :])
         track("features", done, len(wanted))
     sure = torch.tensor([one.focal_source in ("exif", "given") for one in scene.verdicts])
     found = []
