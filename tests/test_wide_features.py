@@ -88,7 +88,7 @@ def test_the_border_of_the_photo_has_no_features(monkeypatch: pytest.MonkeyPatch
     size = torch.tensor([WIDTH / 2, HEIGHT / 2])
     least = []
     for margin in (0.01, 0.1):
-        monkeypatch.setattr("recon3d.wide_features._MARGIN", margin)
+        monkeypatch.setattr("recon3d.wide_features.RIM", margin)
         pixels = found(picture).pixels
         least.append(float(torch.minimum(pixels, size - pixels).min()))
     assert 0.01 * WIDTH / 2 < least[0] < 0.1 * WIDTH / 2 < least[1]

@@ -10,13 +10,13 @@ import torch
 from exact_scene import blank_view
 from far_apart import camera, lens, photo, view
 from recon3d.config import RefineConfig
+from recon3d.essential import line_distance
 from recon3d.features import Features, gather_features, match_photos
 from recon3d.matches import Matches
 from recon3d.types import Scene, Verdict
 from recon3d.wide_features import WideFeatures, find_wide_features
 from recon3d.wide_matches import (
     gathered,
-    line_distance,
     log_chance,
     match_far_apart,
     support,

@@ -129,11 +129,11 @@ def align_groups(
         scenes.append(_scene(evidence, placed, reasons, config, device))
         taken |= set(placed.members)
         logger.info("aligned %d of %d photos", len(placed.members), len(views))
+    elsewhere = verdicts_elsewhere(evidence, taken, reasons, predicted)
     if not scenes:
         error = DisconnectedError(why_disconnected(evidence.pairs, views, config))
-        error.edges = verdicts_elsewhere(evidence, taken, reasons, predicted)
+        error.edges = elsewhere
         raise error
-    elsewhere = verdicts_elsewhere(evidence, taken, reasons, predicted)
     scenes[0] = replace(scenes[0], edges=scenes[0].edges + elsewhere)
     track("align", 3, 3)
     return tuple(scenes)

@@ -86,7 +86,7 @@ def refine_scene(
 
     Args:
         scene: the start; focal lengths that were given stay as they are.
-        matches: between the scene's views, one `Matches` per pair of views at most.
+        matches: between the scene's views, one `Matches` per pair of views at most, i < j.
         config: what to refine, and the limits.
         rgb_of: returns the photo of a view, to find image features.
         fixed: views whose cameras stay where they are.
@@ -231,7 +231,7 @@ def _remapped(
         start,
         used,
         pairs,
-        trusted_focal=torch.tensor([v.focal_source in ("exif", "given") for v in scene.verdicts]),
+        trusted_focal=torch.tensor([one.focal_is_known for one in scene.verdicts]),
     )
     if mapped is None:
         return None

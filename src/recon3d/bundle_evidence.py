@@ -133,7 +133,7 @@ def _matches_anywhere(
     gather_features(range(n_views), scene.views, rgb_of, config, known, track=track)
     pairs = list(combinations(range(n_views), 2))
     if n_views > config.max_all_pairs:
-        pairs = sorted((min(one.i, one.j), max(one.i, one.j)) for one in matches)
+        pairs = sorted((one.i, one.j) for one in matches)
     pairs = promising_pairs(pairs, known, config)
     return match_photos(pairs, scene.views, known, config, track=track)
 

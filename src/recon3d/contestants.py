@@ -3,7 +3,6 @@
 A method that fails keeps its place in the table: its cameras are missing, which counts as wrong.
 """
 
-import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -124,34 +123,38 @@ def _our_refined_pairs(scene: TrueScene, pairs: Pairs, config: RunConfig) -> Res
     Cost and focal error are of the former, `failure` is that of its last pair that failed.
     """
     config = replace(config, refine=True, dense=False)
-    cam2world = {name: np.full((len(pairs), 2, 4, 4), np.nan) for name in (UNKNOWN, KNOWN)}
-    focal_px = np.full((len(pairs), 2), np.nan)
-    failed = []
+    twos = [[scene.photos[n] for n in pair] for pair in pairs]
+    failed: list[str] = []
     with measured() as cost:
-        for k, pair in enumerate(pairs):
-            two = [scene.photos[n] for n in pair]
-            try:
-                found = reconstruct([str(photo.path) for photo in two], config)
-                cam2world[UNKNOWN][k], focal_px[k] = _cameras(found, two)
-            except _FAULTS as error:
-                failed.append(str(error))
-    for k, pair in enumerate(pairs):
-        two = [scene.photos[n] for n in pair]
+        unknown = [_refined_pair(two, config, failed) for two in twos]
+    known = []
+    for two in twos:
         with tempfile.TemporaryDirectory(prefix="recon3d-evaluate-") as scratch:
             lenses = Path(scratch) / "transforms.json"
             _write_lenses(lenses, two)
-            with contextlib.suppress(*_FAULTS):
-                found = reconstruct(
-                    [str(photo.path) for photo in two], replace(config, cameras=str(lenses))
-                )
-                cam2world[KNOWN][k], _ = _cameras(found, two)
-    figures = {name: pair_figures(found, scene.photos, pairs) for name, found in cam2world.items()}
+            known.append(_refined_pair(two, replace(config, cameras=str(lenses)), []))
+    figures = {
+        name: pair_figures(np.stack([cam2world for cam2world, _ in found]), scene.photos, pairs)
+        for name, found in ((UNKNOWN, unknown), (KNOWN, known))
+    }
+    focal_px = np.stack([focal for _, focal in unknown])
     return Result(
         scene=scene.name,
         method=REFINED,
         figures=figures | _pair_blocks(focal_px, scene.photos, pairs) | {"cost": _cost(cost)},
         failure=f"{len(failed)} of {len(pairs)} pairs: {failed[-1]}" if failed else None,
     )
+
+
+def _refined_pair(
+    two: Sequence[TruePhoto], config: RunConfig, failed: list[str]
+) -> tuple[Float64[np.ndarray, "photo 4 4"], Float64[np.ndarray, " photo"]]:
+    """Return what `_cameras` says of two photos alone; a failure is added to `failed`."""
+    try:
+        return _cameras(reconstruct([str(photo.path) for photo in two], config), two)
+    except _FAULTS as error:
+        failed.append(str(error))
+        return _cameras(None, two)
 
 
 def _two_view(
@@ -254,8 +257,10 @@ def _write_lenses(path: Path, photos: Sequence[TruePhoto]) -> None:
     frames = [
         {
             "file_path": names[photo.path.absolute()],
-            **dict(zip(("fl_x", "fl_y"), photo.intrinsics[[0, 1], [0, 1]].tolist(), strict=True)),
-            **dict(zip(("cx", "cy"), photo.intrinsics[:2, 2].tolist(), strict=True)),
+            "fl_x": float(photo.intrinsics[0, 0]),
+            "fl_y": float(photo.intrinsics[1, 1]),
+            "cx": float(photo.intrinsics[0, 2]),
+            "cy": float(photo.intrinsics[1, 2]),
         }
         for photo in photos
     ]

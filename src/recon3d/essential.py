@@ -13,6 +13,36 @@ FEWEST_MATCHES = 8
 _SEED = 0
 
 
+def line_distance(
+    pixels_i: Float64[np.ndarray, "match 2"],
+    pixels_j: Float64[np.ndarray, "match 2"],
+    intrinsics_i: Float64[np.ndarray, "3 3"],
+    intrinsics_j: Float64[np.ndarray, "3 3"],
+    cam_j2cam_i: Float64[np.ndarray, "4 4"],
+) -> Float64[np.ndarray, " match"]:
+    """Return how far matches are from their epipolar lines, in pixels: the Sampson distance."""
+    turn, (x, y, z) = cam_j2cam_i[:3, :3], cam_j2cam_i[:3, 3]
+    cross = np.array([(0, -z, y), (z, 0, -x), (-y, x, 0)])
+    fundamental = np.linalg.inv(intrinsics_i).T @ cross @ turn @ np.linalg.inv(intrinsics_j)
+    return sampson_distance(pixels_i, pixels_j, fundamental)
+
+
+def sampson_distance(
+    pixels_i: Float64[np.ndarray, "match 2"],
+    pixels_j: Float64[np.ndarray, "match 2"],
+    fundamental: Float64[np.ndarray, "3 3"],
+) -> Float64[np.ndarray, " match"]:
+    """Return how far matches are from (i, 1) F (j, 1) = 0, in pixels.
+
+    Source: Hartley and Zisserman, Multiple view geometry, 2nd edition, eq. 11.9.
+    """
+    one, other = (np.c_[pixels, np.ones(len(pixels))] for pixels in (pixels_i, pixels_j))
+    line_i, line_j = other @ fundamental.T, one @ fundamental
+    slope = (line_i[:, :2] ** 2).sum(1) + (line_j[:, :2] ** 2).sum(1)
+    distance: np.ndarray = np.abs((one * line_i).sum(1)) / np.sqrt(np.maximum(slope, 1e-30))
+    return distance
+
+
 def essential_pose(
     pixels_i: Float64[np.ndarray, "match 2"],
     pixels_j: Float64[np.ndarray, "match 2"],

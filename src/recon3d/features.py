@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from recon3d.config import RefineConfig
@@ -26,7 +26,7 @@ RgbOf = Callable[[View], UInt8[np.ndarray, "height width 3"]]
 
 MIN_SIMILARITY = 0.8
 """Cosine of two RootSIFT vectors; wrong pairs are rarely above."""
-MIN_CONTRAST = 0.02  # half of OpenCV's: what is wrong is found out by epipolar lines
+_MIN_CONTRAST = 0.02  # half of OpenCV's: what is wrong is found out by epipolar lines
 _WIDE_RATIO = 0.8  # Lowe's: in the whole photo more features compete than near a known place
 _MIN_INLIERS = 20  # of the epipolar check; a wrong geometry rarely finds as many ...
 _MIN_INLIER_SHARE = 0.3  # ... and never this share of the features
@@ -61,23 +61,50 @@ def find_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> Features:
         ValueError: when the picture has not the photo's shape nor the view's.
     """
     grey, grey2view = grey_photo(view, rgb_of, config.feature_size)
-    # without precise upscaling OpenCV's features lie a quarter of a pixel off
-    sift = cv2.SIFT_create(  # type: ignore[attr-defined]
-        config.max_features, contrastThreshold=MIN_CONTRAST, enable_precise_upscale=True
-    )
-    found, descriptors = sift.detectAndCompute(grey, None)
-    if not found:
-        return Features(pixels=torch.zeros(0, 2), descriptors=torch.zeros(0, 128).byte())
+    found, pixels, descriptors = sift(grey, config.max_features)
     largest = np.argsort([-feature.size for feature in found], kind="stable")
-    descriptors = descriptors[largest]
-    # OpenCV puts the centre of the top-left pixel at (0, 0)
-    pixels = np.array([found[k].pt for k in largest]) + 0.5
-    pixels = pixels @ grey2view[:2, :2].T + grey2view[:2, 2]
-    inside = (pixels >= 0).all(1) & (pixels < np.array(view.image.shape[:0:-1])).all(1)
+    pixels = moved(grey2view, pixels)[largest]
+    inside = is_inside(view, pixels)
     return Features(
         pixels=torch.from_numpy(pixels[inside]).float(),
-        descriptors=torch.from_numpy(descriptors[inside].clip(0, 255).astype(np.uint8)),
+        descriptors=torch.from_numpy(descriptors[largest][inside]),
     )
+
+
+def sift(
+    grey: UInt8[np.ndarray, "height width"],
+    most: int,
+    mask: UInt8[np.ndarray, "height width"] | None = None,
+) -> tuple[
+    Sequence[cv2.KeyPoint],
+    Float64[np.ndarray, "feature 2"],
+    UInt8[np.ndarray, "feature 128"],
+]:
+    """Return the SIFT features of a picture where the mask is not 0, their pixels, descriptors."""
+    # without precise upscaling OpenCV's features lie a quarter of a pixel off
+    detector = cv2.SIFT_create(  # type: ignore[attr-defined]
+        most, contrastThreshold=_MIN_CONTRAST, enable_precise_upscale=True
+    )
+    found, descriptors = detector.detectAndCompute(grey, mask)
+    if not found:
+        return (), np.zeros((0, 2)), np.zeros((0, 128), np.uint8)
+    # OpenCV puts the centre of the top-left pixel at (0, 0)
+    pixels = np.array([feature.pt for feature in found]) + 0.5
+    return found, pixels, descriptors.clip(0, 255).astype(np.uint8)
+
+
+def moved(
+    matrix: Float[np.ndarray, "3 3"], pixels: Float64[np.ndarray, "pixel 2"]
+) -> Float64[np.ndarray, "pixel 2"]:
+    """Return the pixels under an affine map."""
+    result: np.ndarray = pixels @ matrix[:2, :2].T + matrix[:2, 2]
+    return result
+
+
+def is_inside(view: View, pixels: Float64[np.ndarray, "pixel 2"]) -> Bool[np.ndarray, " pixel"]:
+    """Say which pixels lie in the view."""
+    inside: np.ndarray = (pixels >= 0) & (pixels < np.array(view.image.shape[:0:-1]))
+    return np.asarray(inside.all(axis=1))
 
 
 def grey_photo(

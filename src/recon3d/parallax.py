@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float64
 
+from recon3d.essential import sampson_distance
 from recon3d.matches import Matches
 from recon3d.types import View
 
@@ -105,7 +106,4 @@ def _epipolar_error(
     matrix, _ = cv2.findFundamentalMat(first, second, cv2.FM_8POINT)
     if matrix is None:
         return 0.0
-    ends = [np.column_stack((pixels, np.ones(len(pixels)))) for pixels in (first, second)]
-    lines = ends[0] @ matrix[:3].T, ends[1] @ matrix[:3]
-    slope = sum(np.square(line[:, :2]).sum(1) for line in lines)
-    return float(np.median(np.abs((ends[1] * lines[0]).sum(1)) / np.sqrt(slope)))
+    return float(np.median(sampson_distance(second, first, matrix[:3])))

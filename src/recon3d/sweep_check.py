@@ -21,13 +21,12 @@ from recon3d.geometry import (
     unproject,
 )
 from recon3d.sweep import RADIUS, Shot, Swept
+from recon3d.views import RIM
 
 _LEAST_SCORE, _LEAST_ALONE = 0.4, 0.7
 """Correlation below which nothing is believed, and below which no neighbour is believed alone."""
 _MOST_PIXELS, _MOST_DEPTH = 1.0, 0.02
 """How far from its pixel, and how much in depth, a point may come back from a neighbour."""
-_RIM = 0.01
-"""Share of the long edge along the border where photos have the rim that undistortion leaves."""
 _COMPANY = 0.5
 """Share of the 5x5 pixels around that must be believed as well: specks are chance."""
 
@@ -76,7 +75,7 @@ def believed(
     alone = confirmed < 2 if n_neighbours > 2 else torch.zeros_like(confirmed, dtype=torch.bool)
     good = (confirmed >= 1) & (swept.score > torch.where(alone, _LEAST_ALONE, _LEAST_SCORE))
     inside = torch.zeros_like(good)
-    margin = RADIUS + math.ceil(_RIM * max(good.shape))
+    margin = RADIUS + math.ceil(RIM * max(good.shape))
     inside[margin:-margin, margin:-margin] = True
     good = good & inside  # windows that reach beyond the photo are compared with nothing
     company = F.avg_pool2d(good[None].float(), 5, 1, 2, count_include_pad=False)[0]

@@ -106,6 +106,11 @@ class Verdict:
     inliers: float = math.nan
     position_uncertainty: float = math.nan
 
+    @property
+    def focal_is_known(self) -> bool:
+        """Say whether the focal length comes from the user or the photo, not from a network."""
+        return self.focal_source in ("exif", "given")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EdgeVerdict:

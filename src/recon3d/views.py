@@ -15,6 +15,8 @@ from recon3d.types import Photo, View
 
 MIN_PATCHES = 4
 """The short side of a view has at least this many patches, where `MAX_STRETCH` allows it."""
+RIM = 0.01
+"""Share of the long edge along the border where photos have the rim that undistortion leaves."""
 MAX_STRETCH = 2
 """The long edge of a view may exceed the asked size by this factor to give the short side room."""
 

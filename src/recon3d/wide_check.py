@@ -11,18 +11,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from recon3d.cycles import CYCLE_LIMIT_RAD
 from recon3d.essential import essential_pose
 from recon3d.geometry import rotation_angle
 from recon3d.matches import Matches
-from recon3d.types import Scene
+from recon3d.types import Scene, View
 
 logger = logging.getLogger(__name__)
 
-_UNIT = 1000.0
+UNIT = 1000.0
+"""Long edge of every view where matches are judged."""
 
 
 def without_contradicted(
@@ -60,12 +61,26 @@ def _holds(
     return not around or min(around) < CYCLE_LIMIT_RAD
 
 
+def in_thousandths(
+    view: View, pixels: Float[Tensor, "match 2"], intrinsics: Float[Tensor, "3 3"]
+) -> tuple[Float64[np.ndarray, "match 2"], float]:
+    """Return pixels of a view in thousandths of its long edge, from its principal point.
+
+    Also the focal length in that unit, the mean of both axes; pixels are as if it were that of
+    both.
+    """
+    unit = UNIT / max(view.image.shape[-2:])
+    focal_xy = intrinsics.diagonal()[:2].double()
+    focal = float(focal_xy.mean())
+    from_centre = (pixels.double() - intrinsics[:2, 2].double()) * (unit * focal / focal_xy)
+    return from_centre.numpy(force=True), focal * unit
+
+
 def _rotation_j2i(one: Matches, scene: Scene) -> Float[Tensor, "3 3"] | None:
-    lenses, pixels = [], []
-    for n, seen in ((one.i, one.pixels_i), (one.j, one.pixels_j)):
-        unit = _UNIT / max(scene.views[n].image.shape[-2:])
-        scaled = np.diag((unit, unit, 1.0)) @ scene.intrinsics[n].double().numpy(force=True)
-        lenses.append(scaled)
-        pixels.append(unit * seen.double().numpy())
-    pose = essential_pose(pixels[0], pixels[1], lenses[0], lenses[1])
+    sides = [
+        in_thousandths(scene.views[n], pixels, scene.intrinsics[n])
+        for n, pixels in ((one.i, one.pixels_i), (one.j, one.pixels_j))
+    ]
+    pixels_i, pixels_j = (pixels for pixels, _ in sides)
+    pose = essential_pose(pixels_i, pixels_j, *(np.diag((f, f, 1.0)) for _, f in sides))
     return None if pose is None else torch.from_numpy(pose[:3, :3])

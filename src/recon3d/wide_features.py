@@ -8,7 +8,7 @@ Journal on Imaging Sciences 2(2), 2009.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,14 +18,14 @@ from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from recon3d.config import RefineConfig
-from recon3d.features import MIN_CONTRAST, RgbOf, grey_photo
+from recon3d.features import RgbOf, grey_photo, is_inside, moved, sift
 from recon3d.types import View
+from recon3d.views import RIM
 
 _COMPRESSIONS = (2**0.5, 2.0, 2**1.5, 4.0)
 """ASIFT's, up to the 75 degrees at which a surface shows a quarter of itself."""
 _TURN_DEG = 72.0  # between directions, for a compression by 1; ASIFT's
 _BLUR = 0.8  # pixels, for a compression by sqrt(2); ASIFT's
-_MARGIN = 0.01  # of the long edge: what is found closer to the photo's border is often the border
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -52,22 +52,16 @@ def find_wide_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> WideF
     """
     grey, grey2view = grey_photo(view, rgb_of, config.wide_size)
     height, width = grey.shape
-    margin = _MARGIN * max(height, width)
-    pixels, frames, descriptors = [np.zeros((0, 2))], [np.zeros((0, 2, 2))], [np.zeros((0, 128))]
+    margin = RIM * max(height, width)
+    pixels, frames, descriptors = [], [], []
     for picture, mask, picture2grey, compression in _pictures(grey):
-        sift = cv2.SIFT_create(  # type: ignore[attr-defined]
-            max(1, int(config.wide_features / compression)),
-            contrastThreshold=MIN_CONTRAST,
-            enable_precise_upscale=True,
+        found, places, described = sift(
+            picture, max(1, int(config.wide_features / compression)), mask
         )
-        found, described = sift.detectAndCompute(picture, mask)
-        if not found:
-            continue
-        # OpenCV puts the centre of the top-left pixel at (0, 0)
-        in_grey = _moved(picture2grey, np.array([one.pt for one in found]) + 0.5)
+        in_grey = moved(picture2grey, places)
         far = (in_grey > margin).all(1) & (in_grey < np.array((width, height)) - margin).all(1)
-        in_view = _moved(grey2view, in_grey)
-        far &= (in_view >= 0).all(1) & (in_view < np.array(view.image.shape[:0:-1])).all(1)
+        in_view = moved(grey2view, in_grey)
+        far &= is_inside(view, in_view)
         shape = (grey2view @ picture2grey)[:2, :2] @ _circles(found)
         pixels.append(in_view[far])
         frames.append(shape[far])
@@ -75,7 +69,7 @@ def find_wide_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> WideF
     return WideFeatures(
         pixels=torch.from_numpy(np.concatenate(pixels)).float(),
         frames=torch.from_numpy(np.concatenate(frames)).float(),
-        descriptors=torch.from_numpy(np.concatenate(descriptors).clip(0, 255).astype(np.uint8)),
+        descriptors=torch.from_numpy(np.concatenate(descriptors)),
     )
 
 
@@ -99,9 +93,9 @@ def _pictures(
         for angle in np.arange(0, math.pi - 1e-9, math.radians(_TURN_DEG) / compression):
             turn = np.eye(3)
             turn[:2, :2] = (np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))
-            turned_corners = _moved(turn, corners)
+            turned_corners = moved(turn, corners)
             turn[:2, 2] = -np.floor(turned_corners.min(0))
-            new_width, new_height = np.ceil(_moved(turn, corners).max(0)).astype(int).tolist()
+            new_width, new_height = np.ceil(moved(turn, corners).max(0)).astype(int).tolist()
             in_opencv = (np.linalg.inv(half) @ turn @ half)[:2]
             turned = cv2.warpAffine(
                 grey, in_opencv, (new_width, new_height), borderMode=cv2.BORDER_REPLICATE
@@ -121,15 +115,9 @@ def _pictures(
             )
 
 
-def _circles(found: tuple[cv2.KeyPoint, ...]) -> Float64[np.ndarray, "feature 2 2"]:
+def _circles(found: Sequence[cv2.KeyPoint]) -> Float64[np.ndarray, "feature 2 2"]:
     """Return for each feature the map from the unit circle to its patch, as it is turned."""
     radius = np.array([one.size for one in found]) / 2
-    angle = np.radians([one.angle for one in found])
+    angle = np.radians(np.array([one.angle for one in found]))
     cos, sin = radius * np.cos(angle), radius * np.sin(angle)
     return np.stack((np.stack((cos, -sin), -1), np.stack((sin, cos), -1)), -2)
-
-
-def _moved(
-    matrix: Float64[np.ndarray, "3 3"], pixels: Float64[np.ndarray, "pixel 2"]
-) -> Float64[np.ndarray, "pixel 2"]:
-    return np.asarray(pixels @ matrix[:2, :2].T + matrix[:2, 2])

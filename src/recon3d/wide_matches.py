@@ -21,11 +21,12 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from recon3d.config import RefineConfig
-from recon3d.essential import FEWEST_MATCHES, essential_pose
+from recon3d.essential import FEWEST_MATCHES, essential_pose, line_distance
 from recon3d.features import Features, RgbOf, root_sift
 from recon3d.matches import Matches, select, without_repeats
 from recon3d.progress import Track, silent
 from recon3d.types import Scene, View
+from recon3d.wide_check import UNIT, in_thousandths
 from recon3d.wide_features import WideFeatures, find_wide_features
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,6 @@ _CHANCE = -12.0
 Matches in neighbouring cells bear each other out already, so they are not as independent as the
 formula has it.
 """
-_UNIT = 1000.0
 _ROWS = 1024  # features compared at a time
 _SAMPLE, _SOLUTIONS = 5, 10  # of the essential matrix
 
@@ -134,7 +134,7 @@ def match_far_apart(
         pixels = gathered(torch.cat((anchors, found_n.pixels)), radius, len(anchors))
         features[n] = replace(found_n, pixels=pixels[len(anchors) :])
         track("features", done, len(wanted))
-    sure = torch.tensor([one.focal_source in ("exif", "given") for one in scene.verdicts])
+    sure = torch.tensor([one.focal_is_known for one in scene.verdicts])
     found = []
     for done, (i, j) in enumerate(pairs, start=1):
         one = wide_matches((i, features[i]), (j, features[j]), scene.views, scene.intrinsics, sure)
@@ -260,24 +260,6 @@ def support(
     return torch.cat(counts) if counts else torch.zeros(0, dtype=torch.int64)
 
 
-def line_distance(
-    pixels_i: Float64[np.ndarray, "match 2"],
-    pixels_j: Float64[np.ndarray, "match 2"],
-    intrinsics_i: Float64[np.ndarray, "3 3"],
-    intrinsics_j: Float64[np.ndarray, "3 3"],
-    cam_j2cam_i: Float64[np.ndarray, "4 4"],
-) -> Float64[np.ndarray, " match"]:
-    """Return how far matches are from their epipolar lines, in pixels: the Sampson distance."""
-    turn, (x, y, z) = cam_j2cam_i[:3, :3], cam_j2cam_i[:3, 3]
-    cross = np.array([(0, -z, y), (z, 0, -x), (-y, x, 0)])
-    fundamental = np.linalg.inv(intrinsics_i).T @ cross @ turn @ np.linalg.inv(intrinsics_j)
-    one, other = (np.c_[pixels, np.ones(len(pixels))] for pixels in (pixels_i, pixels_j))
-    line_i, line_j = other @ fundamental.T, one @ fundamental
-    slope = (line_i[:, :2] ** 2).sum(1) + (line_j[:, :2] ** 2).sum(1)
-    distance: np.ndarray = np.abs((one * line_i).sum(1)) / np.sqrt(np.maximum(slope, 1e-30))
-    return distance
-
-
 def log_chance(n_near: int, n: int, band: float) -> float:
     """Return log10 of how many geometries through 5 of n random matches have that many near.
 
@@ -298,14 +280,12 @@ def _side(
     view: View, pixels: Float[Tensor, "match 2"], matrix: Float[Tensor, "3 3"], *, sure: bool
 ) -> _Side:
     height, width = view.image.shape[-2:]
-    unit = _UNIT / max(height, width)
-    focal_xy = matrix.diagonal()[:2].double()
-    focal = float(focal_xy.mean())
-    from_centre = (pixels.double() - matrix[:2, 2].double()) * (unit * focal / focal_xy)
+    from_centre, focal = in_thousandths(view, pixels, matrix)
+    unit = UNIT / max(height, width)
     longest = math.hypot(height, width) * unit
     return _Side(
-        pixels=from_centre.numpy(),
-        focal=focal * unit,
+        pixels=from_centre,
+        focal=focal,
         sure=sure,
         band=2 * _BAND * longest / (height * width * unit**2),
     )
@@ -313,4 +293,4 @@ def _side(
 
 def _n_cells(*sides: Float64[np.ndarray, "match 2"]) -> int:
     """Return how many cells of the views the matches are in, the fewer of the two."""
-    return min(len(np.unique(pixels // (_CELL * _UNIT), axis=0)) for pixels in sides)
+    return min(len(np.unique(pixels // (_CELL * UNIT), axis=0)) for pixels in sides)
