@@ -38,6 +38,7 @@ def problem() -> Problem:
         centre=torch.zeros(N_VIEWS, 2).double(),
         likely_focal=torch.full((N_VIEWS,), 900.0).double(),
         focal_spread=torch.ones(N_VIEWS).double(),
+        centre_spread=torch.zeros(N_VIEWS).double(),
         constant_focal=none,
         constant_pose=none,
         config=RefineConfig(),

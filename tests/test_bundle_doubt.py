@@ -16,12 +16,15 @@ N_VIEWS, N_POINTS = 5, 60
 DISTANCE = 4.0  # of the points, about
 
 
-def problem(*, fixed: tuple[int, ...] = (), config: RefineConfig | None = None) -> Problem:
+def problem(
+    *, fixed: tuple[int, ...] = (), config: RefineConfig | None = None, off_centre: float = 0.0
+) -> Problem:
     return Problem(
         unit=torch.ones(N_VIEWS, 2).double(),
         centre=torch.zeros(N_VIEWS, 2).double(),
         likely_focal=torch.full((N_VIEWS,), 900.0).double(),
         focal_spread=torch.ones(N_VIEWS).double(),
+        centre_spread=torch.full((N_VIEWS,), off_centre).double(),
         constant_focal=torch.zeros(N_VIEWS, dtype=torch.bool),
         constant_pose=torch.tensor([n in fixed for n in range(N_VIEWS)]),
         config=config or RefineConfig(),
@@ -36,14 +39,19 @@ def true_rig() -> Rig:
     return Rig(cam2world=look_at(centre, target, up), focal=torch.full((N_VIEWS,), 900.0).double())
 
 
-def observed(noise: float, seed: int) -> Tracks:
-    """Return every point in every view, in thousandths with noise of that deviation."""
+def observed(noise: float, seed: int, *, off_centre: float = 0.0) -> Tracks:
+    """Return every point in every view, in thousandths with noise of that deviation.
+
+    Principal points are `off_centre` from the middle.
+    """
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(N_POINTS, 3, generator=generator).double() + torch.tensor([0.0, 0, 4])
     rig, generator = true_rig(), torch.Generator().manual_seed(seed)
     in_cam = transform_points(invert_rigid(rig.cam2world), points.expand(N_VIEWS, -1, -1))
     pixels = 900 * in_cam[..., :2] / in_cam[..., 2:]
     pixels = pixels + noise * torch.randn(pixels.shape, generator=generator).double()
+    centre = torch.randn(N_VIEWS, 1, 2, generator=generator).double()
+    pixels = pixels + off_centre * centre
     return Tracks(
         track=torch.arange(N_POINTS).repeat_interleave(N_VIEWS),
         view=torch.arange(N_VIEWS).repeat(N_POINTS),
@@ -73,13 +81,13 @@ def off(rig: Rig, *, free: bool) -> Tensor:
     return torch.stack((torch.rad2deg(rotation), DISTANCE * centre), -1)
 
 
-@pytest.mark.parametrize("fixed", [(), (0, 4)])
-def test_predicted_and_real_scatter_agree(fixed: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("fixed", "off_centre"), [((), 0.0), ((0, 4), 0.0), ((), 7.0)])
+def test_predicted_and_real_scatter_agree(fixed: tuple[int, ...], off_centre: float) -> None:
     pytest.importorskip("pycolmap", reason="needs the extra colmap")
-    task = problem(fixed=fixed)
+    task = problem(fixed=fixed, off_centre=off_centre)
     said, real = [], []
     for seed in range(25):
-        tracks = observed(0.5, seed)
+        tracks = observed(0.5, seed, off_centre=off_centre)
         rig = adjust(task, true_rig(), tracks)
         said.append(camera_doubt(task, rig, tracks))
         real.append(off(rig, free=not fixed))

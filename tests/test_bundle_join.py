@@ -54,6 +54,7 @@ def problem(shared: bool) -> Problem:
         centre=torch.stack([scene.intrinsics(n)[:2, 2] for n in range(N_VIEWS)]).double(),
         likely_focal=scene.focal * unit[:, 0],
         focal_spread=torch.ones(N_VIEWS).double(),
+        centre_spread=torch.zeros(N_VIEWS).double(),
         constant_focal=torch.zeros(N_VIEWS, dtype=torch.bool),
         constant_pose=torch.zeros(N_VIEWS, dtype=torch.bool),
         config=replace(RefineConfig(), shared_focal=shared),

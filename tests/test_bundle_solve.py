@@ -191,6 +191,7 @@ def row_of_cameras(turns_rad: list[float]) -> tuple[Problem, Rig]:
         centre=torch.zeros(n_views, 2).double(),
         likely_focal=torch.full((n_views,), 1300.0).double(),
         focal_spread=torch.full((n_views,), 0.2).double(),
+        centre_spread=torch.zeros(n_views).double(),
         constant_focal=none,
         constant_pose=none,
         config=replace(CONFIG, shared_focal=True),

@@ -1,10 +1,12 @@
 """How well the tracks hold each camera: the covariance of the adjustment, points marginalised.
 
 Source: Triggs et al., Bundle adjustment: a modern synthesis, 1999, sections 6 (Schur complement)
-and 9 (gauge: covariances relative to all cameras together).
+and 9 (gauge: covariances relative to all cameras together); Tapley, Schutz and Born, Statistical
+orbit determination, 2004, section 6.3 (what is neither known nor estimated: consider covariance).
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64, Int64
@@ -32,9 +34,10 @@ def camera_doubt(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, 
     """Return the standard deviations of each camera's rotation (degrees) and centre (of `rig`).
 
     Relative to all cameras together (their mean rotation, place and distance from each other), or
-    to the fixed ones, from the scatter of the observations about their points: errors that all
-    share, as of lens distortion, are not seen. nan for views
-    without tracks and beyond `MAX_VIEWS` views; 0 for fixed ones.
+    to the fixed ones, from the scatter of the observations about their points, and from what is not
+    known of the lenses: focal lengths, and principal points, which no adjustment moves. Errors that
+    all share otherwise, as of lens distortion, are not seen. nan for views without tracks and
+    beyond `MAX_VIEWS` views; 0 for fixed ones.
     """
     n_views = len(rig.focal)
     doubt = torch.full((n_views, 2), torch.nan, dtype=torch.float64)
@@ -44,54 +47,85 @@ def camera_doubt(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, 
     held = tracks.view.unique()
     if not len(held) or n_views > MAX_VIEWS:
         return doubt
-    index, n_parameters = _parameters(problem, held.tolist())
-    normal, length = _normal_matrix(problem, rig, tracks, index, n_parameters)
+    parameters = _parameters(problem, held.tolist())
+    normal, length = _normal_matrix(problem, rig, tracks, parameters)
     fixed = problem.constant_pose[held]
-    covariance = _inverse(normal, n_free_directions=(7, 1, 0)[min(2, int(fixed.sum()))])
-    variance = torch.cat((covariance.diagonal(), torch.zeros(1, dtype=torch.float64)))
-    both = variance[index[held, :6]].unflatten(1, (2, 3)).sum(-1).clamp_min(0).sqrt()
+    adjusted = slice(parameters.n_adjusted)
+    covariance = _inverse(
+        normal[adjusted, adjusted], n_free_directions=(7, 1, 0)[min(2, int(fixed.sum()))]
+    )
+    moved = covariance @ normal[adjusted, parameters.n_adjusted :] * parameters.centre_spread
+    covariance = covariance + moved @ moved.mT
+    none = torch.zeros(len(normal) + 1 - parameters.n_adjusted, dtype=torch.float64)
+    variance = torch.cat((covariance.diagonal(), none))
+    both = variance[parameters.place[held, :6]].unflatten(1, (2, 3)).sum(-1).clamp_min(0).sqrt()
     doubt[held, 0] = torch.rad2deg(both[:, 0]).clamp_max(180.0)  # no two rotations are further
     doubt[held, 1] = both[:, 1] * length
     return doubt
 
 
-def _parameters(problem: Problem, held: list[int]) -> tuple[Int64[Tensor, "view 7"], int]:
-    """Return the place of each view's parameters (3 rotation, 3 centre, 1 focal), and their number.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Parameters:
+    """Where each view's parameters are: 3 of rotation, 3 of centre, 1 focal length, 2 of lens.
 
-    A parameter that is constant has the place after the last.
+    The latter, principal points, are not adjusted: they come last, and have `centre_spread` for a
+    standard deviation (in long edges). What is known has the place after the last.
     """
-    index = torch.full((len(problem.unit), 7), -1, dtype=torch.int64)
-    count, shared = 0, -1
+
+    place: Int64[Tensor, "view 9"]
+    n_adjusted: int
+    centre_spread: Float64[Tensor, " centre"]
+
+
+def _parameters(problem: Problem, held: list[int]) -> _Parameters:
+    """Return the parameters of the views that tracks see."""
+    place = torch.full((len(problem.unit), 9), -1, dtype=torch.int64)
+    n_adjusted, lenses = 0, list[list[int]]()
     for n in held:
         if not problem.constant_pose[n]:
-            index[n, :6] = torch.arange(count, count + 6)
-            count += 6
-        if not problem.constant_focal[n]:
-            if shared < 0 or not problem.config.shared_focal:
-                shared, count = count, count + 1
-            index[n, 6] = shared
-    return torch.where(index < 0, count, index), count
+            place[n, :6] = torch.arange(n_adjusted, n_adjusted + 6)
+            n_adjusted += 6
+        if problem.constant_focal[n]:
+            continue
+        if not lenses or not problem.config.shared_focal:
+            place[n, 6] = n_adjusted
+            n_adjusted += 1
+            lenses.append([])
+        lenses[-1].append(n)
+        place[n, 6] = place[lenses[-1][0], 6]
+    for k, views in enumerate(lenses):
+        place[views, 7:] = n_adjusted + 2 * k + torch.arange(2)
+    n_all = n_adjusted + 2 * len(lenses)
+    return _Parameters(
+        place=torch.where(place < 0, n_all, place),
+        n_adjusted=n_adjusted,
+        centre_spread=problem.centre_spread[[views[0] for views in lenses]].repeat_interleave(2)
+        / UNIT,
+    )
 
 
 def _normal_matrix(
-    problem: Problem, rig: Rig, tracks: Tracks, index: Int64[Tensor, "view 7"], n_parameters: int
+    problem: Problem, rig: Rig, tracks: Tracks, parameters: _Parameters
 ) -> tuple[Float64[Tensor, "parameter parameter"], float]:
     """Return the normal matrix of the cameras, and the length in which their centres are measured.
 
     That length, the median distance of the points, makes centres and angles comparable.
     """
+    index, n_adjusted = parameters.place, parameters.n_adjusted
     fit = fit_tracks(problem, rig, tracks)
     in_cam = depth_in_camera(fit.points, rig, tracks)
     length = float(in_cam[:, 2].median())
     # points and cameras bend towards the noise, the more so the fewer observations there are
-    n_free = 2 * len(tracks.track) - 3 * tracks.n_tracks - n_parameters
+    n_free = 2 * len(tracks.track) - 3 * tracks.n_tracks - n_adjusted
     bent = 2 * len(tracks.track) / max(1, n_free)
     noise = max(_MIN_NOISE, float(fit.error.median()) / _RAYLEIGH_MEDIAN * bent**0.5)
     # Cauchy's weights, as in the adjustment
     weight = 1 / (noise * (1 + (fit.error / max(LOSS_SCALE, noise)).square()).sqrt())
     by_camera, by_point = _jacobians(rig, tracks, in_cam, length)
     by_camera, by_point = by_camera * weight[:, None, None], by_point * weight[:, None, None]
-    size = n_parameters + 1  # the last takes what is constant, and is cut off
+    size = (
+        n_adjusted + len(parameters.centre_spread) + 1
+    )  # the last takes what is known, and is cut off
     normal = torch.zeros(size, size, dtype=torch.float64)
     ends = torch.searchsorted(tracks.track, torch.arange(0, tracks.n_tracks + _CHUNK, _CHUNK))
     for first, start, end in zip(
@@ -115,8 +149,8 @@ def _normal_matrix(
         ridge = 1e-9 * inner.diagonal(dim1=1, dim2=2).sum(-1) + 1e-30
         inner += ridge[:, None, None] * torch.eye(3, dtype=torch.float64)
         normal -= cross.flatten(0, 1).mT @ torch.linalg.solve(inner, cross).flatten(0, 1)
-    free = index[tracks.view.unique(), 6].unique()
-    for place in free[free < n_parameters].tolist():
+    focal = index[tracks.view.unique(), 6].unique()
+    for place in focal[focal < n_adjusted].tolist():
         known = problem.focal_spread[(index[:, 6] == place)].min()
         normal[place, place] += 1 / known.square()  # of what `adjust` is told of focal lengths
     return normal[:-1, :-1], length
@@ -124,11 +158,12 @@ def _normal_matrix(
 
 def _jacobians(
     rig: Rig, tracks: Tracks, in_cam: Float64[Tensor, "observation 3"], length: float
-) -> tuple[Float64[Tensor, "observation 2 7"], Float64[Tensor, "observation 2 3"]]:
+) -> tuple[Float64[Tensor, "observation 2 9"], Float64[Tensor, "observation 2 3"]]:
     """Return the derivatives of the pixels (thousandths) by camera and by point.
 
     The camera turns about its own axes, its centre moves in the world by multiples of `length`,
-    and its focal length grows by a factor whose logarithm counts.
+    its focal length grows by a factor whose logarithm counts, its principal point moves by
+    multiples of the long edge.
     """
     x, y, z = in_cam.unbind(-1)
     zero, focal = torch.zeros_like(z), rig.focal[tracks.view]
@@ -140,7 +175,9 @@ def _jacobians(
     world2cam = rig.cam2world[tracks.view, :3, :3].mT
     by_point = by_in_cam @ world2cam
     by_focal = slope * in_cam[:, :2, None]
-    return torch.cat((by_in_cam @ cross, -length * by_point, by_focal), dim=2), by_point
+    by_centre = UNIT * torch.eye(2, dtype=torch.float64).expand(len(z), 2, 2)
+    by_camera = (by_in_cam @ cross, -length * by_point, by_focal, by_centre)
+    return torch.cat(by_camera, dim=2), by_point
 
 
 def _inverse(

@@ -34,6 +34,9 @@ LOSS_SCALE = 1.0
 """Where Cauchy's loss bends, in thousandths: the noise of good features."""
 _SPREAD = {"exif": 0.05, "estimated": 0.2}
 """Standard deviation of the logarithm of a focal length, by where it comes from."""
+_CENTRE_SPREAD = 7.0
+"""Standard deviation of a principal point from the middle of the photo, x and y, in thousandths:
+calibrated cameras are 5 to 10 off."""
 _FINEST = 0.2  # thousandths; features are rarely more exact
 _N_REMINDERS = 16  # observations that share the word of a likely focal length: none is an outlier
 
@@ -51,13 +54,15 @@ class Problem:
     """What no adjustment changes: `unit` is thousandths per pixel of a view, x and y.
 
     `likely_focal` is where focal lengths (thousandths) stay that no track holds, `focal_spread` the
-    standard deviation of its logarithm.
+    standard deviation of its logarithm; `centre_spread` is how far principal points probably are
+    from `centre` (thousandths), 0 where lenses are known.
     """
 
     unit: Float64[Tensor, "view 2"]
     centre: Float64[Tensor, "view 2"]
     likely_focal: Float64[Tensor, " view"]
     focal_spread: Float64[Tensor, " view"]
+    centre_spread: Float64[Tensor, " view"]
     constant_focal: Bool[Tensor, " view"]
     constant_pose: Bool[Tensor, " view"]
     config: RefineConfig
@@ -105,6 +110,7 @@ def problem_of(scene: Scene, config: RefineConfig, fixed: Collection[int]) -> tu
     )
     focal = focal_px[:, 0] * unit_x
     given = torch.tensor([verdict.focal_source == "given" for verdict in scene.verdicts])
+    constant = given | (not config.refine_focal)
     if config.shared_focal and not bool(given.all()):
         focal = torch.where(given, focal, focal[~given].median())
     problem = Problem(
@@ -115,7 +121,8 @@ def problem_of(scene: Scene, config: RefineConfig, fixed: Collection[int]) -> tu
             [_SPREAD.get(verdict.focal_source, 1.0) for verdict in scene.verdicts],
             dtype=torch.float64,
         ),
-        constant_focal=given | (not config.refine_focal),
+        centre_spread=torch.where(constant, 0.0, _CENTRE_SPREAD).double(),
+        constant_focal=constant,
         constant_pose=torch.tensor([n in fixed for n in range(len(scene.views))]),
         config=config,
     )
