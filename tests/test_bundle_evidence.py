@@ -96,3 +96,11 @@ def test_without_photos_nothing_is_seen_from_aside(
 ) -> None:
     assert Evidence(scene(), [], RefineConfig(), None, silent).wide(None) == []
     assert compared == []
+
+
+def test_many_photos_that_all_have_a_place_need_no_more(
+    compared: list[list[tuple[int, int]]],
+) -> None:
+    config = RefineConfig(max_wide_views=N_VIEWS - 1)
+    assert evidence(config).wide(torch.ones(N_VIEWS, dtype=torch.bool)) == []
+    assert compared == []

@@ -23,7 +23,7 @@ from recon3d.model import TwoViewModel
 from recon3d.pairs import connected_components
 from recon3d.pipeline import reconstruct, reconstruct_groups
 from recon3d.progress import Track
-from recon3d.refinement import is_refining
+from recon3d.refinement import REFINED_BY_ITSELF, is_refining
 from recon3d.types import LeftOut, PairPrediction, Scene, Verdict, View
 
 SMALL = ModelConfig(
@@ -292,8 +292,8 @@ def test_faults_of_the_settings_pass_through(
 def test_cameras_are_refined_where_that_can_be_had(monkeypatch: pytest.MonkeyPatch):
     installed = [True]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed[0] else None)
-    assert is_refining(RunConfig(), 60)
-    assert not is_refining(RunConfig(), 61)
+    assert is_refining(RunConfig(), REFINED_BY_ITSELF)
+    assert not is_refining(RunConfig(), REFINED_BY_ITSELF + 1)
     assert is_refining(RunConfig(refine=True), 500)
     assert not is_refining(RunConfig(refine=False), 5)
     installed[0] = False

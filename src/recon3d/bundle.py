@@ -14,7 +14,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from recon3d.bundle_check import SURE_OF_VIEW, RefineReport, fitting, held_out, is_sure, judged
+from recon3d.bundle_check import (
+    SURE_OF_VIEW,
+    RefineReport,
+    fitting,
+    held_out,
+    is_sure,
+    judged,
+    support_of_views,
+)
 from recon3d.bundle_doubt import camera_doubt
 from recon3d.bundle_evidence import Evidence
 from recon3d.bundle_join import join_views
@@ -175,8 +183,7 @@ def _best_attempt(
         return _remapped(scene, problem, start, matches, track, from_features=from_features)
 
     def anew_with_wide() -> _Attempt | None:
-        placed = best.placed if best is not None and is_sure(best.report) else None
-        wide = evidence.wide(placed)
+        wide = evidence.wide(None if best is None else _sure_places(problem, best))
         if not wide:
             return None
         matches = [*evidence.anywhere, *wide]
@@ -197,6 +204,19 @@ def _best_attempt(
     if best.report.reason and from_features and too_few:
         best = _adjusted(problem, start, evidence.coarse, track, from_features=False)
     return best
+
+
+def _sure_places(problem: Problem, found: _Attempt) -> Bool[Tensor, " view"] | None:
+    """Return which views have a place beyond doubt, None where few views are in doubt as a whole.
+
+    Of many views some bad ones spoil the whole; each is judged by its own observations then.
+    """
+    if is_sure(found.report):
+        return found.placed
+    if found.report.reason or len(found.placed) <= problem.config.max_wide_views:
+        return None
+    share = support_of_views(problem, found.rig, found.held_out)
+    return found.placed & (share >= SURE_OF_VIEW)
 
 
 def _adjusted(

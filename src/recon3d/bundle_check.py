@@ -97,13 +97,19 @@ def fitting(problem: Problem, rig: Rig, tracks: Tracks) -> Bool[Tensor, " observ
     return fits & (count >= 2)[tracks.track]
 
 
-def _weakest(problem: Problem, rig: Rig, tracks: Tracks) -> float:
-    """Return the least share, of all views that tracks see, of observations that fit."""
+def support_of_views(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, " view"]:
+    """Return the share of the observations of each view that fit; nan for those without any."""
     fits = fitting(problem, rig, tracks)
     n_views = len(rig.focal)
     seen = torch.bincount(tracks.view, minlength=n_views)
     good = torch.bincount(tracks.view[fits], minlength=n_views)
-    return float((good / seen)[seen > 0].min()) if len(fits) else math.nan
+    return good.double() / seen
+
+
+def _weakest(problem: Problem, rig: Rig, tracks: Tracks) -> float:
+    """Return the least share of all views that tracks see."""
+    share = support_of_views(problem, rig, tracks)
+    return float(share[~share.isnan()].min()) if len(tracks.view) else math.nan
 
 
 def _plausible(before: Rig, after: Rig, *, remapped: bool) -> bool:

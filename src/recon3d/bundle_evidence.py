@@ -78,8 +78,8 @@ class Evidence:
         """Of features as seen from aside, in pairs of which `anywhere` has few matches or none.
 
         All of them, as far as the limits allow; or, where some views are `placed` beyond doubt and
-        others are not, each of the latter with some of the former. First come those that the
-        network joins best.
+        others are not, or views are many, each of the latter with some of the former. First come
+        those that the network joins best.
         """
         if self._rgb_of is None:
             return []
@@ -89,7 +89,8 @@ class Evidence:
             pair for pair in combinations(range(len(self._scene.views)), 2) if pair not in done
         ]
         pairs.sort(key=lambda pair: -strength.get(pair, 0.0))
-        if placed is not None and not bool(placed.all()):
+        many = len(self._scene.views) > self._config.max_wide_views
+        if placed is not None and (many or not bool(placed.all())):
             pairs = [
                 pair
                 for n in (~placed).nonzero().flatten().tolist()

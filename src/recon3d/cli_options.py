@@ -75,7 +75,7 @@ RefineOption = Annotated[
     typer.Option(
         "--refine/--no-refine",
         help="Adjust all cameras to image features at the end.",
-        show_default="if pycolmap is installed, up to 60 photos",
+        show_default="if pycolmap is installed, up to 200 photos",
     ),
 ]
 DenseOption = Annotated[

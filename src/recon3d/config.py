@@ -260,7 +260,7 @@ class RefineConfig:
     max_tracks: int = 20_000
     max_coarse: int = 200
     max_partners: int = 10
-    max_all_pairs: int = 60
+    max_all_pairs: int = 200
     max_wide_pairs: int = 30
     max_wide_views: int = 12
     wide_size: int = 1024
@@ -290,7 +290,7 @@ class RunConfig:
 
     `cameras` is a file or COLMAP model of known cameras, `masks` a folder of masks, `scale_from`
     "I,J,METRES": the distance between two cameras. `refine` adds a bundle adjustment; None does so
-    where pycolmap is installed, for up to 60 photos. `dense` takes depth from the photos where
+    where pycolmap is installed, for up to 200 photos. `dense` takes depth from the photos where
     cameras are exact (refined, or given and fixed). `all_components` reconstructs every group of
     photos, not the largest alone. `deterministic` gives the same bytes on every run on the same
     machine.

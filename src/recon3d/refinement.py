@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _OFF_DEG = 10.0
 """Error of the network's relative rotations that makes its other cameras worthless."""
-REFINED_BY_ITSELF = 60
+REFINED_BY_ITSELF = 200
 """Most photos whose cameras are refined without being asked for: features take time."""
 
 

@@ -6,9 +6,9 @@ descriptors must also lie on common epipolar lines.
 """
 
 import logging
-import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -76,14 +76,19 @@ def guided_matches(
     far, nearest = KDTree(one.pixels_i.numpy()).query(first.pixels.numpy(), k=n_guesses)
     far, nearest = far.reshape(n_i, n_guesses), nearest.reshape(n_i, n_guesses)
     moved = first.pixels[:, None] - one.pixels_i[nearest]
-    guess = one.pixels_j[nearest] + moved
-    guess[torch.from_numpy(far > radius_i)] = -math.inf  # too far from any match: no prediction
+    guess = (one.pixels_j[nearest] + moved).numpy()
+    predicted = far <= radius_i  # a match further off predicts nothing
+    partners = KDTree(second.pixels.numpy())
 
     def near(rows: slice) -> Bool[Tensor, "some n_j"]:
-        allowed = torch.zeros(len(guess[rows]), n_j, dtype=torch.bool)
+        allowed = np.zeros((len(guess[rows]), n_j), dtype=bool)
         for k in range(n_guesses):
-            allowed |= torch.cdist(guess[rows, k], second.pixels) <= radius_j
-        return allowed
+            some = np.flatnonzero(predicted[rows, k])
+            around = KDTree(guess[rows, k][some]).sparse_distance_matrix(
+                partners, radius_j, output_type="ndarray"
+            )
+            allowed[some[around["i"]], around["j"]] = True
+        return torch.from_numpy(allowed)
 
     index_i, index_j, similarity = most_similar(
         root_sift(first.descriptors), root_sift(second.descriptors), config.max_ratio, near
