@@ -63,11 +63,13 @@ class DeviceGenerator(torch.Generator):
 class FakeDevice(TorchFunctionMode):
     """While entered, "cuda" works; counts how often recon3d waits for it and sends it data.
 
-    `waits` and `uploads` map "module:line" to a number of calls.
+    `waits` and `uploads` map "module:line" to a number of calls. Without `has_float64` the device
+    refuses numbers of that type, as mps does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_float64: bool = True) -> None:
         super().__init__()
+        self.has_float64 = has_float64
         self.waits: Counter[str] = Counter()
         self.uploads: Counter[str] = Counter()
         self._under_way: list[tuple[Tensor, Tensor]] = []
@@ -79,7 +81,7 @@ class FakeDevice(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         with torch._C.DisableTorchFunctionSubclass():
             if name in _MOVES and isinstance(args[0], Tensor):
-                return _MOVES[name](self, *args, **kwargs)
+                return self._checked(_MOVES[name](self, *args, **kwargs))
             given = _tensors((args, kwargs))
             on_device = any(map(_is_there, given))
             if on_device:
@@ -98,7 +100,14 @@ class FakeDevice(TorchFunctionMode):
             if name in _BOTH_MAY or (name.endswith("_") and not name.endswith("__")):
                 on_device = _is_there(given[0])
             result = func(*args, **kwargs)
-            return _placed(result, on_device, given)
+            return self._checked(_placed(result, on_device, given))
+
+    def _checked(self, result: Any) -> Any:
+        """Return the result, unless it is of a type that the device lacks."""
+        doubles = [t for t in _tensors(result) if _is_there(t) and t.dtype == torch.float64]
+        if doubles and not self.has_float64:
+            raise TypeError(f"the device does not support float64 ({_caller()})")
+        return result
 
     def _check(self, name: str, args: Any, given: list[Tensor]) -> None:
         """Raise what CUDA raises for tensors of both devices, or for memory that is not there."""
@@ -198,10 +207,10 @@ _MOVES = {
 
 
 @contextlib.contextmanager
-def fake_device() -> Iterator[FakeDevice]:
+def fake_device(*, has_float64: bool = True) -> Iterator[FakeDevice]:
     """Within the block there is one CUDA device, on which much memory is free."""
     autocast, enabled, dtype = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
-    mode = FakeDevice()
+    mode = FakeDevice(has_float64=has_float64)
     with (
         mock.patch.multiple(
             torch,

@@ -110,6 +110,15 @@ def test_the_clock_waits_for_the_device(monkeypatch: pytest.MonkeyPatch):
     assert sum(cuda.waits.values()) == 2  # before and after the one that is timed
 
 
+def test_the_clock_waits_for_mps(monkeypatch: pytest.MonkeyPatch):
+    waits: list[None] = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append(None))
+    trial = Trial(Compile.YES, torch.device("mps"), 9, 4)
+    for _ in range(9):
+        trial.run(4, lambda is_compiled: None)
+    assert len(waits) == 6  # around a plain batch, the one that compiles, and a compiled one
+
+
 _TRACE = """
 import torch
 from recon3d import compiled, model

@@ -162,6 +162,19 @@ def test_the_simulated_device_allows_what_cuda_allows_and_counts_waits(cuda: Fak
     assert sum(cuda.waits.values()) == 4
 
 
+def test_the_simulated_device_may_lack_float64():
+    with fake_device(has_float64=False):
+        there = torch.ones(3, device="cuda")
+        assert there.cpu().double().dtype == torch.float64
+        for wrong in (
+            there.double,
+            lambda: torch.zeros(3, dtype=torch.float64, device="cuda"),
+            lambda: torch.ones(3).double().to("cuda"),
+        ):
+            with pytest.raises(TypeError, match="does not support float64"):
+                wrong()
+
+
 # --- alignment ---
 
 
@@ -404,6 +417,18 @@ def test_training_in_both_stages_and_its_resumption(
 def test_pretraining_and_its_resumption(tmp_path: Path):
     settings = config.PretrainConfig(**LOOP, smooth_edges=False)
     assert_learns_alike(pretrain.pretrain, settings, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["training", "pretraining"])
+def test_learning_needs_no_float64_on_the_device(tmp_path: Path, kind: str):
+    """It would fail on mps: in a step, in the choice of cameras, or at the first probe."""
+    with fake_device(has_float64=False):
+        if kind == "training":
+            settings = config.TrainConfig(**LOOP, attention_layers=(0,), matching_share=0.5)
+            train.train(tmp_path, dataclasses.replace(settings, device="cuda"))
+        else:
+            pretrain.pretrain(tmp_path, config.PretrainConfig(**LOOP, device="cuda"))
+    assert "probe_ratio" in (tmp_path / "log.jsonl").read_text()
 
 
 def assert_learns_alike(run: Any, settings: Any, folder: Path) -> None:

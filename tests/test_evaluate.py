@@ -21,13 +21,14 @@ from recon3d.config import (
     PhotoConfig,
     RunConfig,
 )
-from recon3d.errors import DisconnectedError, InputError, UsageError
+from recon3d.errors import DisconnectedError, InputError, ResourceError, UsageError
 from recon3d.evaluate import evaluate, spread, thinned
 from recon3d.given_files import Given, read_given
 from recon3d.ground_truth import read_scene
 from recon3d.model import TwoViewModel
 from recon3d.photos import read_photo
-from recon3d.score_table import Table
+from recon3d.score_table import Table, totals
+from recon3d.two_view import VARIANTS, Answers, answer_pairs
 from recon3d.types import Photo, Scene, Verdict
 from recon3d.views import make_view
 from true_scene import write_truth
@@ -267,8 +268,39 @@ def test_an_unreadable_photo_is_the_failure_of_the_scene(
     monkeypatch.setattr("recon3d.contestants.read_photo", damaged)
     (result,) = evaluate(pair_set(tmp_path / "pairs"), EvaluateConfig(run=small)).results
     assert str(result.failure).endswith("00.jpg cannot be used: damaged or cut short (JPEG data).")
-    assert set(result.figures) == {"two_view", "cost"}
-    assert result.figures["two_view"]["failed"] == 2
+    assert set(result.figures) == {*VARIANTS, "photos", "cost"}
+    assert [result.figures[name]["failed"] for name in VARIANTS] == [2, 2, 2, 2]
+    assert result.figures["photos"] == {"given": 4, "placed": 0, "placed_share": 0.0}
+
+
+def test_pairs_without_an_answer_are_failures_of_the_scene_and_in_total(
+    truth: ExactScene,
+    exact: Callable[[], list[RunConfig]],
+    small: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+
+    def fail_at_first(*given: object) -> Answers:
+        asked.append(given)
+        if len(asked) == 1:
+            raise ResourceError("out of memory")
+        return answer_pairs(*given)
+
+    exact()
+    monkeypatch.setattr("recon3d.contestants.answer_pairs", fail_at_first)
+    for name in ("a", "b"):
+        write_truth(truth, tmp_path / name)
+    table = evaluate(tmp_path, EvaluateConfig(run=small))
+    first, second = (result.figures for result in table.results)
+    (total,) = totals(table.results)
+    assert table.results[0].failure == "out of memory"
+    for name in VARIANTS:
+        assert (first[name]["pairs"], first[name]["failed"]) == (3, 3)
+        assert second[name]["failed"] == 0
+        assert (total.figures[name]["pairs"], total.figures[name]["failed"]) == (6, 3)
+        assert total.figures[name]["auc_5"] == pytest.approx(second[name]["auc_5"] / 2)
 
 
 @pytest.mark.parametrize(

@@ -396,6 +396,50 @@ def test_a_gradient_that_is_not_finite_is_not_followed(tmp_path: Path) -> None:
         meter.take()
 
 
+def test_a_step_lost_leaves_a_log_that_is_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = train.PairTask.step
+    factors = iter((1.0, float("nan"), 1.0, 1.0))
+
+    def lose_the_second(self, batch, progress, generator) -> training.Step:
+        found = step(self, batch, progress, generator)
+        return found._replace(loss=found.loss * next(factors))
+
+    monkeypatch.setattr(train.PairTask, "step", lose_the_second)
+    train.train(tmp_path, replace(QUICK, minutes=1e6, log_every_steps=2))
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=refuse) for line in lines]
+    (lost,) = (record for record in found if "steps_lost" in record)
+    assert lost["steps_lost"] == 1
+    assert lost["gradient_norm"] is None
+    assert lost["loss"] is None
+    assert lost["right"] is not None
+
+
+def test_workers_that_do_not_log_keep_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[training.Meter] = []
+
+    class Kept(training.Meter):
+        def __init__(self, peak: Peak, n_workers: int) -> None:
+            super().__init__(peak, n_workers)
+            kept.append(self)
+
+    monkeypatch.setattr(training, "Meter", Kept)
+    settings = replace(QUICK, log_every_steps=1000)
+    for rank in (0, 1):
+        task = train.PairTask(TwoViewModel(TINY), settings, torch.float32)
+        training.run(task, settings, tmp_path, Workers(rank=rank, device=torch.device("cpu")))
+    # rank 0 has taken what it had for its last record
+    assert [len(meter.lost) for meter in kept] == [0, 0]
+
+
 _COMPARE_BLOCKS = """
 import copy, torch
 from recon3d import batches, config, train, training

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from recon3d.config import Compile
-from recon3d.device import is_out_of_memory
+from recon3d.device import is_out_of_memory, synchronize
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,5 @@ class Trial:
 
     def _now(self) -> float:
         """Return the time when all that was asked of the device is done."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronize(self._device)
         return time.perf_counter()

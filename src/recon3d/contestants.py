@@ -24,7 +24,7 @@ from recon3d.photos import find_photos, read_photo
 from recon3d.pipeline import reconstruct
 from recon3d.score_table import Result
 from recon3d.scores import Figures, camera_figures, pair_figures, surface_figures
-from recon3d.two_view import KNOWN, UNKNOWN, Answers, answer_pairs
+from recon3d.two_view import KNOWN, UNKNOWN, VARIANTS, Answers, answer_pairs
 from recon3d.types import Scene, View
 from recon3d.views import make_view
 from recon3d.weights import load
@@ -78,6 +78,8 @@ def _ours(
             failure = str(error)
     placed = [] if found is None else _places(found, photos)
     figures = _camera_blocks(*_cameras(found, photos), photos) | {"cost": _cost(cost)}
+    if method == OURS:
+        figures |= _unanswered(photos, pairs)
     deciles: tuple[float, ...] = ()
     try:
         views = [_view(photo, photo_config) for photo in photos]
@@ -101,8 +103,8 @@ def _our_pairs(
     scene: TrueScene, pairs: Pairs, config: RunConfig, photo_config: PhotoConfig
 ) -> Result:
     """Solve the pairs of a pair set; the cost is that of the answers the product gives."""
-    nothing = np.full((len(pairs), 2, 4, 4), np.nan)
-    figures: dict[str, Figures] = {UNKNOWN: pair_figures(nothing, scene.photos, pairs)}
+    figures = _unanswered(scene.photos, pairs)
+    focal_px = np.full((len(pairs), 2), np.nan)
     failure = None
     with measured() as cost:
         try:
@@ -112,8 +114,8 @@ def _our_pairs(
             failure = str(error)
     if failure is None:
         cost.seconds -= answers.extra_s
-        figures |= _pair_blocks(answers.focal_px, scene.photos, pairs)
-    figures["cost"] = _cost(cost)
+        focal_px = answers.focal_px
+    figures |= _pair_blocks(focal_px, scene.photos, pairs) | {"cost": _cost(cost)}
     return Result(scene=scene.name, method=OURS, figures=figures, failure=failure)
 
 
@@ -173,6 +175,12 @@ def _two_view(
         for name, cam2world in answers.cam2world.items()
     }
     return blocks, answers
+
+
+def _unanswered(photos: Sequence[TruePhoto], pairs: Pairs) -> dict[str, Figures]:
+    """Return the blocks of pairs none of which got an answer, in all variants."""
+    nothing = np.full((len(pairs), 2, 4, 4), np.nan)
+    return {name: pair_figures(nothing, photos, pairs) for name in VARIANTS}
 
 
 def _sift(scene: TrueScene, pairs: Pairs) -> Result:

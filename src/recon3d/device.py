@@ -88,6 +88,14 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until all that was asked of a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 @contextlib.contextmanager
 def fp32_products(*, exact: bool) -> Iterator[None]:
     """Within the block CUDA multiplies fp32 numbers as they are, or rounded to 10 bits (TF32).

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from recon3d.config import CrocoConfig, ModelConfig
+from recon3d.device import synchronize
 
 TRAINING_PASSES = 3
 """Forward once, backward twice as much."""
@@ -104,16 +105,9 @@ def measured_flops(device: torch.device, dtype: torch.dtype, side: int, repeats:
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):
-        _wait(device)
+        synchronize(device)
         began = time.perf_counter()
         a @ b
-        _wait(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - began)
     return 2.0 * side**3 / max(best, 1e-9)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

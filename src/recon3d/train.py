@@ -145,12 +145,12 @@ def probe(model: TwoViewModel, batches: list[Batch], dtype: torch.dtype) -> dict
             errors.append(losses.mean_where(error, target.valid_j))
         # View 2's pixels in camera 1 (forward) and in camera 2 (backward): one similarity.
         weight = (forward.confidence_j * backward.confidence_i).log() * target.valid_j
-        _, rotation, _ = umeyama(
-            backward.pointmap_i.flatten(1, 2).double(),
-            forward.pointmap_j.flatten(1, 2).double(),
-            weight.flatten(1).double().clamp_min(1e-9),
+        _, rotation, _ = umeyama(  # on the CPU: not every device has float64
+            backward.pointmap_i.flatten(1, 2).cpu().double(),
+            forward.pointmap_j.flatten(1, 2).cpu().double(),
+            weight.flatten(1).cpu().double().clamp_min(1e-9),
         )
-        truth = target.cam_j2cam_i[:, :3, :3].double()
+        truth = target.cam_j2cam_i[:, :3, :3].cpu().double()
         angles.append(rotation_angle(rotation.mT @ truth))
         sizes.append(rotation_angle(truth))
     true_error, wrong_error = torch.stack(true_errors).mean(), torch.stack(wrong_errors).mean()

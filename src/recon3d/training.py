@@ -198,9 +198,9 @@ def run(
             step = task.step(batch, progress, source.chances(state.step))
             norm, lost = _update(state, step.loss, progress, config, workers)
             state.pairs += step.n_pairs * workers.size
-            meter.add(step, lost, time.monotonic() - asked, rendered - asked)
             if not workers.leads:
                 continue
+            meter.add(step, lost, time.monotonic() - asked, rendered - asked)
             track(task.name, min(1000, int(1000 * progress)), 1000)
             state.elapsed_s = time.monotonic() - started
             record: dict[str, int | float] = {}
@@ -290,8 +290,13 @@ def _journal(out_dir: Path, workers: Workers) -> contextlib.AbstractContextManag
 
 
 def _log(log: TextIO | None, record: Mapping[str, int | float | str]) -> None:
+    """Write a line of JSON, in which what is not finite is null."""
     if log is not None:
-        log.write(json.dumps(record) + "\n")
+        known = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
+        log.write(json.dumps(known, allow_nan=False) + "\n")
         log.flush()
         logger.debug("%s", record)
 
