@@ -264,6 +264,9 @@ def test_unusable_weights_are_one_line_and_code_7(
         ("runn",),
         ("synth",),
         ("synth", "-o", "a", "--scene", "sea"),
+        ("synth", "-o", "a", "--photos", "1001"),
+        ("synth", "-o", "a", "--width", "63"),
+        ("synth", "-o", "a", "--height", "4097"),
         ("train", "-o", "a", "--preset", "gigantic"),
         ("train", "-o", "a", "--stages", "0.5:128"),
         ("train", "-o", "a", "--stages", "0.5:128,0.4:160,1:224"),
@@ -536,6 +539,7 @@ def test_synth_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     )
     size = ("--width", "320", "--height", "240")
     assert call("synth", "-o", tmp_path, "--scene", "object", "--photos", "4", *size) == 0
+    assert isinstance(got.pop("track"), Track)
     assert got == {
         "out_dir": tmp_path,
         "kind": "object",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recon3d import losses
@@ -72,11 +72,25 @@ class Source:
         """Return the randomness, on the CPU, of what is done with batch `number`."""
         return torch.Generator().manual_seed(_seed(*self.seed, 4, number))
 
-    def batch(self, height: int, width: int, ease: float = 1.0) -> Batch:
-        """Return one batch; `ease` < 1 gives views more in common (easy first)."""
+    def batch(
+        self,
+        height: int,
+        width: int,
+        ease: float = 1.0,
+        *,
+        kinds: Int[Tensor, " scene"] | None = None,
+        ranges: CameraRanges | None = None,
+    ) -> Batch:
+        """Return one batch; `ease` < 1 gives views more in common (easy first).
+
+        `kinds` and `ranges` are those of training unless given: families drawn by their shares.
+        """
         number, use = divmod(self.served, self.config.uses)
         if self._rendered is None or self._rendered[0] != (number, height, width):
-            self._rendered = (number, height, width), self._render(number, height, width, ease)
+            self._rendered = (
+                (number, height, width),
+                self._render(number, height, width, kinds, (ranges or CameraRanges()).eased(ease)),
+            )
         lit = self._rendered[1]
         self.device_generator.manual_seed(_seed(*self.seed, 2, self.served))
         self.served += 1
@@ -85,13 +99,21 @@ class Source:
         batch = replace(lit, images=images.view_as(lit.images) * 2 - 1)
         return mirrored(batch) if use % 2 else batch
 
-    def _render(self, number: int, height: int, width: int, ease: float) -> Batch:
+    def _render(
+        self,
+        number: int,
+        height: int,
+        width: int,
+        kinds: Int[Tensor, " scene"] | None,
+        ranges: CameraRanges,
+    ) -> Batch:
         """Return new scenes, not photographed yet: `images` are linear light."""
         config, generator = self.config, self.generator
         if self.atlas_number != number // _RENDERINGS_PER_ATLAS:
             self._renew_atlas(number // _RENDERINGS_PER_ATLAS)
         generator.manual_seed(_seed(*self.seed, 1, number))
-        kinds = draw_kinds(config.scenes_per_step, Draw(generator))
+        if kinds is None:
+            kinds = draw_kinds(config.scenes_per_step, Draw(generator))
         world, vantage = sample_worlds(kinds, self.atlas, generator)
         world = to_device(world, self.device)
         with torch.no_grad():
@@ -102,7 +124,7 @@ class Source:
                 height,
                 width,
                 generator,
-                CameraRanges().eased(ease),
+                ranges,
                 compiled=config.compile,
             )
             cam2world, intrinsics = cam2world.to(self.device), intrinsics.to(self.device)
@@ -190,7 +212,13 @@ def matches_of(
 
 
 def shape_of_step(seed: int, step: int) -> tuple[float, bool]:
-    """Return the aspect ratio of a step's images and whether they are portraits."""
+    """Return the aspect ratio of a step's images and whether they are portraits.
+
+    Shapes change from step to step, and two steps in five that are not square show portraits. All
+    views of a step have one shape, for which every image is encoded once and in one call: pairs of
+    unlike shapes are left out. The network tells places by rotary positions, which depend on the
+    distance of two patches and not on the shape of the image they are in.
+    """
     generator = torch.Generator().manual_seed(_seed(seed, 0, 3, step))
     pick = int(torch.randint(0, len(ASPECTS), (), generator=generator))
     return ASPECTS[pick], bool(torch.rand((), generator=generator) < 0.4)

@@ -24,6 +24,8 @@ from recon3d.cli_options import (
 )
 from recon3d.config import (
     PRESETS,
+    SYNTH_PHOTOS,
+    SYNTH_PIXELS,
     Baseline,
     EvaluateConfig,
     Optimizer,
@@ -80,6 +82,12 @@ EasyOption = Annotated[
     float,
     typer.Option(min=0.0, max=1.0, help="Share of the budget until scenes are at their hardest."),
 ]
+PhotosOption = Annotated[
+    int, typer.Option(min=SYNTH_PHOTOS[0], max=SYNTH_PHOTOS[1], help="Number of photos.")
+]
+PixelsOption = Annotated[
+    int, typer.Option(min=SYNTH_PIXELS[0], max=SYNTH_PIXELS[1], help="Pixels.")
+]
 StopOption = Annotated[
     float | None,
     typer.Option(
@@ -118,14 +126,14 @@ def synth(
         Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default=False)
     ] = None,
     scene: Annotated[SceneKind, typer.Option(help="What to render.")] = SceneKind.ROOM,
-    photos: Annotated[int, typer.Option(min=2, max=1000, help="Number of photos.")] = 5,
-    width: Annotated[int, typer.Option(min=16, max=8192, help="Pixels.")] = 640,
-    height: Annotated[int, typer.Option(min=16, max=8192, help="Pixels.")] = 480,
+    photos: PhotosOption = 5,
+    width: PixelsOption = 640,
+    height: PixelsOption = 480,
     seed: Annotated[int, typer.Option(min=0, help="Which scene.")] = 0,
     textures: TexturesOption = None,
     contact_sheet: Annotated[
         Path | None,
-        typer.Option(help="Picture of pairs as training sees them to write, .png or .jpg."),
+        typer.Option(help="Picture to write, .png or .jpg: pairs as a network is shown them."),
     ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
@@ -134,12 +142,18 @@ def synth(
     """Render a procedural scene: photos with exact ground truth; or a sheet of training pairs."""
     if (output is None) == (contact_sheet is None):
         raise UsageError("give either -o FOLDER or --contact-sheet FILE.")
-    with Console(quiet=quiet, verbose=verbose):
+    with Console(quiet=quiet, verbose=verbose) as console:
         if contact_sheet is not None:
             from recon3d.contact_sheet import write_contact_sheet
 
-            write_contact_sheet(contact_sheet, seed=seed, textures=textures, overwrite=overwrite)
-            say(f"drew pairs of all families into {contact_sheet}", quiet)
+            shown = write_contact_sheet(
+                contact_sheet, seed=seed, textures=textures, overwrite=overwrite
+            )
+            say(
+                f"drew {len(shown)} pairs into {contact_sheet}: of each kind of scene in turn, the "
+                "last of views that share nothing",
+                quiet,
+            )
             return
         from recon3d.synth import write_folder
 
@@ -153,6 +167,7 @@ def synth(
             seed=seed,
             overwrite=overwrite,
             textures=textures,
+            track=console,
         )
     say(f"rendered {photos} photos of a {scene.value} into {output}", quiet)
 

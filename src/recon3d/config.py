@@ -3,6 +3,11 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+SYNTH_PHOTOS = (2, 1000)
+"""Fewest and most photos of a procedural scene."""
+SYNTH_PIXELS = (64, 4096)
+"""Least and largest width and height of such photos."""
+
 
 class Precision(StrEnum):
     """Arithmetic of the network; `auto` is bf16 where the machine is good at it, else fp32."""

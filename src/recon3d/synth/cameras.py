@@ -6,9 +6,10 @@ at where they end from the other.
 
 import math
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recon3d.geometry import invert_rigid, look_at, project, so3_exp, transform_points
@@ -23,8 +24,16 @@ CLEARANCE_M = 0.12
 _BARE = 0.5
 """What the variety of depth counts beside the wish for a share in common, in the choice of views:
 little, for bare walls and grounds are photographed too."""
+_NEAR, _FAR = 0.35, 2.5
+"""How much candidates that are to differ little or much do so, in turn, distance and aim, beside
+the others."""
+_COMPARED = 31
+"""Most views that a further one is compared with."""
 _GRID = 9
 """Rays along the long and the short edge of the coarse grid."""
+_GRID_SEES_MORE = 0.03
+"""By how much the share of the grid's rays that end in both views exceeds that of the pixels, of
+which some at edges and on slanted ground are not found again: 0.01 at 192x144, 0.05 at 48x36."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,11 @@ class CameraRanges:
     """Candidates that only turn."""
     zoom_share: float = 0.05
     """Candidates that only change their focal length."""
+    near_share: float = 0.3
+    """Candidates that differ little from the first view: with those that differ as it comes alone
+    few views would have nearly all in common with it,"""
+    far_share: float = 0.2
+    """and candidates that differ much: few would have next to nothing."""
     own_lens_share: float = 0.3
     """Scenes in which every view has a focal length of its own."""
     roll_deg: float = 10.0
@@ -122,6 +136,12 @@ class _Rig:
         return inside & free & known
 
 
+def _dealt(share: Tensor, parts: tuple[float, ...]) -> list[Tensor]:
+    """Return for each part which of the numbers, uniform in 0 to 1, fall to it."""
+    edges = list(accumulate(parts, initial=0.0))
+    return [(share >= low) & (share < high) for low, high in pairwise(edges)]
+
+
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     return part.float().sum(-1) / whole.float().sum(-1).clamp_min(1)
 
@@ -174,27 +194,33 @@ def sample_cameras(
     reach = reach.clamp(0.5, 20.0)
 
     # Candidates: around what the first view sees, turned only, or zoomed only.
-    count = max(24, 8 * n_views)
+    count = max(24, min(8 * n_views, 192 + 2 * n_views))
     centre, goal = first[:, None, :3, 3], first[:, :3, 3] + reach[:, None] * first[:, :3, 2]
     goal, scale = goal[:, None], reach[:, None, None]
     angle = draw.log_uniform(n, count, low=0.02, high=1.6)
     sign = torch.where(draw.chance(n, count, share=0.5), 1.0, -1.0)
-    tilt = 0.3 * angle * draw.normal(n, count)
+    lean, nearer, shift = (draw.normal(n, count, size) for size in (1, 1, 3))
+    wander = draw.log_uniform(n, count, 1, low=0.02, high=1.2)
+    aside = draw.normal(n, count, 3)
+    turns, zooms, near, far = _dealt(
+        draw.uniform(n, count, 1),
+        (ranges.rotation_share, ranges.zoom_share, ranges.near_share, ranges.far_share),
+    )
+    step = torch.where(near, _NEAR, torch.where(far, _FAR, 1.0))
+    angle = step[..., 0] * angle
+    tilt = 0.3 * angle * lean[..., 0]
     turn = so3_exp(torch.stack((tilt, torch.zeros_like(tilt), angle * sign), dim=-1))
     away = (turn @ (centre - goal)[..., None]).squeeze(-1)
-    away = away * torch.exp(0.25 * draw.normal(n, count, 1))
-    position = goal + away + 0.04 * scale * draw.normal(n, count, 3)
+    away = away * torch.exp(0.25 * step * nearer)
+    position = goal + away + 0.04 * step * scale * shift
     position = torch.minimum(torch.maximum(position, vantage.low[:, None]), vantage.high[:, None])
-    wander = draw.log_uniform(n, count, 1, low=0.02, high=1.2)
-    aim = goal + wander * scale * draw.normal(n, count, 3) * torch.tensor([1.0, 1.0, 0.4])
-    share = draw.uniform(n, count, 1)
-    turns = share < ranges.rotation_share
-    zooms = (share >= 0.5) & (share < 0.5 + ranges.zoom_share)
+    aim = goal + step * wander * scale * aside * torch.tensor([1.0, 1.0, 0.4])
     position = torch.where(turns | zooms, centre, position)
     aim = torch.where(zooms, goal, aim)
     cam2world = look_at(position, aim, up.expand_as(aim))
     other_lens = draw.chance(n, 1, share=ranges.own_lens_share) | zooms[..., 0]
     fovs = torch.where(other_lens, draw.uniform(n, count, low=low, high=high), fov)
+    fovs = torch.lerp(fov.expand_as(fovs), fovs, step[..., 0].clamp_max(1))
     lenses = _matrices(fovs, offset.expand(n, count, 2), height, width)
     clear = rig.clear(position)
 
@@ -209,18 +235,20 @@ def sample_cameras(
 
     # For each view a wish, and the candidate that comes nearest. What views other than the first
     # have in common is at least what the first sees as well.
-    wish = draw.uniform(n, n_views - 1, low=ranges.covisibility[0], high=ranges.covisibility[1])
+    low, high = (bound + _GRID_SEES_MORE for bound in ranges.covisibility)
+    wish = draw.uniform(n, n_views - 1, low=low, high=high)
     wish = torch.where(draw.chance(n, n_views - 1, share=ranges.none_share), 0.0, wish)
     quality = _quality(there, clear) + _BARE * _variety(there)
-    chosen: list[Int[Tensor, " scene"]] = []
+    index = torch.zeros(n, n_views - 1, dtype=torch.int64)
+    taken = torch.zeros(n, count, dtype=torch.bool)
+    seen, n_known = shown.float(), known.float().sum(-1, keepdim=True).clamp_min(1)
     for view in range(n_views - 1):
         cost = (common - wish[:, view, None]).abs() - quality
-        for taken in chosen:
-            both = _share(shown & shown[rows, taken][:, None], known)
+        others = seen[rows[:, None], index[:, max(0, view - _COMPARED) : view]]
+        for both in (seen @ others.mT / n_known).unbind(-1):
             cost = cost + 0.5 * (both - wish[:, view, None]).abs()
-            cost[rows, taken] = FAR
-        chosen.append(cost.argmin(-1))
-    index = torch.stack(chosen, dim=1)
+        index[:, view] = torch.where(taken, FAR, cost).argmin(-1)
+        taken[rows, index[:, view]] = True
     cam2world = torch.cat((first[:, None], cam2world[rows[:, None], index]), dim=1)
     lenses = torch.cat((lens, lenses[rows[:, None], index]), dim=1)
     roll = draw.uniform(n, n_views, low=-1.0, high=1.0) * (ranges.roll_deg / 180 * math.pi)

@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recon3d.config import SYNTH_PHOTOS, SYNTH_PIXELS
 from recon3d.errors import InputError, UsageError
 from recon3d.files import atomic_write, not_writable
 from recon3d.geometry import compose, invert_rigid, seen_from, transform_points, unproject
+from recon3d.progress import Track, silent
 from recon3d.synth.cameras import CameraRanges, sample_cameras
 from recon3d.synth.families import KINDS, sample_worlds
 from recon3d.synth.render import render, render_depth
@@ -24,16 +26,20 @@ CONVENTIONS = (
 )
 RANGES = CameraRanges(
     fov_deg=(55.0, 68.0),
-    covisibility=(0.5, 0.8),
+    covisibility=(0.47, 0.77),
     none_share=0.0,
     rotation_share=0.0,
     zoom_share=0.0,
+    near_share=0.0,
+    far_share=0.0,
     own_lens_share=0.0,
     roll_deg=3.0,
     any_roll_share=0.0,
     principal_point=0.0,
 )
 _TRIALS = 30
+_JUDGED = 32
+"""Most photos of a scene that is tried in which each is compared with each."""
 
 
 def covisibility(
@@ -65,10 +71,12 @@ def _choose(
         shrink = 64 / max(height, width)
         low_height, low_width = round(height * shrink), round(width * shrink)
         scale = torch.tensor([shrink, shrink, 1.0])[:, None]
-        depth = render_depth(scene, cam2world, intrinsics * scale, low_height, low_width)[0]
+        some = torch.linspace(0, n_photos - 1, min(n_photos, _JUDGED)).round().long()
+        cameras, lenses = cam2world[:, some], intrinsics[:, some] * scale
+        depth = render_depth(scene, cameras, lenses, low_height, low_width)[0]
         known = depth > 0
-        share = covisibility(depth, cam2world[0], intrinsics[0] * scale)
-        off_diagonal = share[~torch.eye(n_photos, dtype=torch.bool)]
+        share = covisibility(depth, cameras[0], lenses[0])
+        off_diagonal = share[~torch.eye(len(some), dtype=torch.bool)]
         near = torch.where(known, depth, torch.inf).flatten(1).amin(-1).amin()
         # 0.45 to 0.8 of a photo is seen again, nothing blocks the lens, little sky.
         score = -float((off_diagonal - off_diagonal.clamp(0.45, 0.8)).abs().mean())
@@ -93,6 +101,7 @@ def write_folder(
     overwrite: bool,
     textures: Path | None = None,
     depth: bool = True,
+    track: Track = silent,
 ) -> None:
     """Write `out_dir`/images/*.jpg, gt.json and, where asked for, depth/*.npy (float16).
 
@@ -108,10 +117,10 @@ def write_folder(
 
     if kind not in KINDS:
         raise UsageError(f"scene {kind!r} is unknown. Known: {', '.join(KINDS)}.")
-    for name, value, low, high in (
-        ("photos", n_photos, 2, 200),
-        ("width", width, 64, 4096),
-        ("height", height, 64, 4096),
+    for name, value, (low, high) in (
+        ("photos", n_photos, SYNTH_PHOTOS),
+        ("width", width, SYNTH_PIXELS),
+        ("height", height, SYNTH_PIXELS),
     ):
         if not low <= value <= high:
             raise UsageError(f"{name} is {value}. Give a number from {low} to {high}.")
@@ -159,6 +168,7 @@ def write_folder(
             _write_depth(out_dir / "depth" / f"{name}.npy", seen.depth[0, 0])
             entry["depth"] = f"depth/{name}.npy"
         images.append(entry)
+        track("render", view + 1, n_photos)
     description = {
         "scene": f"synth_{kind}_{seed}",
         "description": f"procedural {kind}, rendered by recon3d synth",
