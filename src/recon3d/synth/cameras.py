@@ -51,10 +51,10 @@ class CameraRanges:
     zoom_share: float = 0.05
     """Candidates that only change their focal length."""
     near_share: float = 0.3
-    """Candidates that differ little from the first view: with those that differ as it comes alone
-    few views would have nearly all in common with it,"""
+    """Candidates that differ little from the first view. Of others too few have nearly all in
+    common with it."""
     far_share: float = 0.2
-    """and candidates that differ much: few would have next to nothing."""
+    """Candidates that differ much. Of others too few have next to nothing in common with it."""
     own_lens_share: float = 0.3
     """Scenes in which every view has a focal length of its own."""
     roll_deg: float = 10.0
