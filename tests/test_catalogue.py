@@ -295,6 +295,20 @@ def test_an_interrupted_download_goes_on_where_it_ended(
     assert (folder_of(NAME) / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_tensors_that_are_whole_are_not_fetched_again(hub: Hub, damaged: bool) -> None:
+    """As after a kill between the last byte and the record."""
+    tensors = bytearray(hub.files["model.safetensors"])
+    tensors[-1] ^= damaged
+    partial = folder_of(NAME).with_name(f"{NAME}.part")
+    partial.mkdir(parents=True)
+    (partial / "model.safetensors").write_bytes(tensors)
+    download(NAME, licence_accepted=True)
+    fetched = [path for method, path, _ in hub.requests if method == "GET"]
+    assert any("model.safetensors" in path for path in fetched) == damaged
+    assert (verified(NAME) / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+
+
 def test_a_part_of_another_version_is_not_continued(hub: Hub) -> None:
     hub.break_after = 5000
     with pytest.raises(WeightsError):

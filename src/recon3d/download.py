@@ -141,9 +141,17 @@ def _ask(repository: str, file: str, revision: str) -> _Remote:
 
 
 def _fetch_file(remote: _Remote, path: Path) -> None:
-    """Append what is missing to the part that is there; then check its size and SHA-256."""
+    """Append what is missing to the part that is there; then check its size and SHA-256.
+
+    A file that is whole already, by the hub's SHA-256, is left as it is.
+    """
     from huggingface_hub.file_download import http_get
 
+    told = remote.etag.lower()
+    is_sha256 = re.fullmatch(r"[0-9a-f]{64}", told) is not None
+    if is_sha256 and path.is_file() and sha256(path) == told:
+        logger.info("%s is there already", path)
+        return
     # its retries are no news; what it gives up on is raised
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # a part of another version of the file has another name and is not continued
@@ -175,10 +183,7 @@ def _fetch_file(remote: _Remote, path: Path) -> None:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise not_writable(part, error) from error
         raise _unreachable(remote.url, error) from error
-    told = remote.etag.lower()
-    if part.stat().st_size != remote.bytes or (
-        re.fullmatch(r"[0-9a-f]{64}", told) and sha256(part) != told
-    ):
+    if part.stat().st_size != remote.bytes or (is_sha256 and sha256(part) != told):
         part.unlink()
         raise WeightsError(f"{remote.url} came damaged. Run the download again.")
     part.replace(path)
