@@ -83,7 +83,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[RunConfig]]:
         configs: list[RunConfig] = []
 
         def reconstruct_groups(
-            inputs: Sequence[str], config: RunConfig, *, keep_matches: bool, track: Track
+            inputs: Sequence[str],
+            config: RunConfig,
+            *,
+            on_matches: Callable[..., None] | None,
+            track: Track,
         ) -> Reconstruction:
             configs.append(config)
             track("pairs", 6, 6)
@@ -91,8 +95,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[RunConfig]]:
                 raise result
             scenes = result if isinstance(result, tuple) else (result,)
             views = tuple(view for scene in scenes for view in scene.views)
+            if on_matches is not None:
+                on_matches((), views)
             return Reconstruction(
-                scenes=scenes, refinements=(), dense=(None,) * len(scenes), views=views, matches=()
+                scenes=scenes, refinements=(), dense=(None,) * len(scenes), views=views
             )
 
         monkeypatch.setattr("recon3d.pipeline.reconstruct_groups", reconstruct_groups)

@@ -383,11 +383,15 @@ def test_the_whole_program(cuda: FakeDevice, tmp_path: Path, monkeypatch: pytest
     settings = config.RunConfig(
         weights=str(tmp_path / "nano.safetensors"), pairs="retrieval:1", refine=False, dense=False
     )
-    done = pipeline.reconstruct_groups([str(tmp_path)], settings, keep_matches=True)
+    kept: list[matches.Matches] = []
+    done = pipeline.reconstruct_groups(
+        [str(tmp_path)], settings, on_matches=lambda found, _: kept.extend(found)
+    )
     assert len(done.views) == 3
     assert got
     assert all(p.pointmap_i_in_i.device == p.confidence_j.device == CPU for p in got)
-    assert all(m.pixels_i.device == CPU for m in done.matches)
+    assert kept
+    assert all(m.pixels_i.device == CPU for m in kept)
 
 
 # --- rendering and training ---

@@ -10,6 +10,7 @@ import torch
 
 from recon3d import pipeline, weights
 from recon3d.align_samples import Cameras, Masks
+from recon3d.cli import main
 from recon3d.config import (
     AlignConfig,
     ModelConfig,
@@ -319,3 +320,20 @@ def test_the_alignment_goes_to_a_gpu_that_has_room_for_it(monkeypatch: pytest.Mo
         assert pipeline._device_to_align_on(cuda, 100, whole) == place
         assert pipeline._device_to_align_on(torch.device("cpu"), 100, whole) is None
         assert pipeline._device_to_align_on(mps, 100, whole) is None  # has no float64
+
+
+def test_matches_are_kept_of_photos_that_make_no_scene(
+    small: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "note.jpg").unlink()
+    (photos / "blind.toml").write_text("[align]\nmin_edge_confidence = 99.0\n")
+    kept, cloud = photos / "m.npz", photos / "scene.ply"
+    arguments = [str(photos), "-o", str(cloud), "--matches", str(kept), "--weights", small, "-q"]
+    with pytest.raises(SystemExit) as left:
+        main(["run", *arguments, "--config", str(photos / "blind.toml"), "--no-refine"])
+    assert left.value.code == 4
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not cloud.exists()
+    with np.load(kept) as file:
+        assert file["pairs"].tolist() == [[0, 1], [0, 2], [1, 2]]
+        assert file["offsets"][-1] == len(file["confidence"])

@@ -4,6 +4,7 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, NoReturn
 
 import typer
@@ -138,7 +139,8 @@ def run(
         if matches is not None:
             check_match_output(matches, overwrite=overwrite)
         console("start", 1, 1)
-        found = reconstruct_groups(photos, config, keep_matches=matches is not None, track=console)
+        keep = None if matches is None else partial(write_matches, matches)
+        found = reconstruct_groups(photos, config, on_matches=keep, track=console)
         with console.stage("fuse"):
             clouds = [fuse(scene, config.fuse) for scene in found.scenes]
         written = [[numbered(target, n) for target in output] for n in range(1, len(clouds) + 1)]
@@ -146,8 +148,6 @@ def run(
             for scene, cloud, targets in zip(found.scenes, clouds, written, strict=True):
                 for target in targets:
                     export(scene, cloud, target, overwrite=overwrite)
-            if matches is not None:
-                write_matches(matches, found.matches, found.views)
     left_out = found.scenes[0].left_out
     names = [target for targets in written for target in targets]
     names += [] if matches is None else [matches]

@@ -11,6 +11,7 @@ and maps as if it had matched the photos itself. Confidence is not part of it.
 Source: COLMAP documentation, "Database Format".
 """
 
+import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -25,6 +26,8 @@ from recon3d.errors import ResourceError, UsageError
 from recon3d.files import atomic_write
 from recon3d.matches import Matches
 from recon3d.types import View
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "recon3d-matches/1"
 
@@ -81,6 +84,8 @@ def write_matches(path: str | Path, matches: Sequence[Matches], views: Sequence[
     check_match_output(str(path), overwrite=True)
     with atomic_write(Path(path)) as file:
         WRITERS[Path(path).suffix.lower()](matches, views, file)
+    count = sum(len(one.confidence) for one in matches)
+    logger.info("wrote %d matches of %d pairs to %s", count, len(matches), path)
 
 
 def write_npz(matches: Sequence[Matches], views: Sequence[View], file: BufferedIOBase) -> None:

@@ -63,7 +63,7 @@ _STAND_IN = "window:6"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reconstruction:
-    """Scenes, largest first; all readable `views`; matches between them if they were asked for.
+    """Scenes, largest first; all readable `views`.
 
     `refinements` says what became of the bundle adjustment of each scene; empty without one.
     `dense` says how much of the depth of each scene its photos confirm; None without exact cameras.
@@ -73,7 +73,6 @@ class Reconstruction:
     refinements: tuple[RefineReport, ...]
     dense: tuple[DenseReport | None, ...]
     views: tuple[View, ...]
-    matches: tuple[Matches, ...]
 
 
 def reconstruct(
@@ -106,13 +105,14 @@ def reconstruct_groups(
     inputs: Sequence[str],
     config: RunConfig,
     *,
-    keep_matches: bool = False,
+    on_matches: Callable[[Sequence[Matches], Sequence[View]], None] | None = None,
     track: Track = silent,
 ) -> Reconstruction:
-    """Return the scene of every group of photographs, or of the largest, and the matches.
+    """Return the scene of every group of photographs, or of the largest.
 
     Arguments and errors as for `reconstruct`. With several scenes `left_out` of the first names
-    the photographs that are in none.
+    the photographs that are in none. `on_matches` is given the network's matches, one per unordered
+    pair, and the views they index as soon as they are known, whether or not a scene comes of them.
     """
     known_size = None if config.scale_from is None else parse_scale_from(config.scale_from)
     with _reproducible(config):
@@ -158,7 +158,7 @@ def reconstruct_groups(
             predictions = predict_encoded(model, encoded, pairs, config.predict, track=track)
         found: list[Matches] = []
         refining = is_refining(config, len(views))
-        if keep_matches or refining:
+        if on_matches is not None or refining:
             predictions = collect_matches(predictions, found, config.matches)
         scenes: tuple[Scene, ...] = ()
         doubt: DisconnectedError | None = None
@@ -176,6 +176,8 @@ def reconstruct_groups(
         except DisconnectedError as error:
             doubt = error
         matches = merge_orders(found)
+        if on_matches is not None:
+            on_matches(matches, views)
         logger.info(
             "placed %d of %d views; prediction and alignment took %.1f s",
             sum(len(scene.views) for scene in scenes),
@@ -227,7 +229,6 @@ def reconstruct_groups(
         refinements=refinements,
         dense=dense,
         views=views,
-        matches=tuple(matches),
     )
 
 
