@@ -134,8 +134,8 @@ def test_shapes_alone_suffice_for_the_published_head_width(
     config = replace(config, enc_dim=128, dec_dim=64, dec_heads=1, patch_size=8, image_size=512)
     model = TwoViewModel(config)
     save_file(published(model, "none"), tmp_path / "net.safetensors")
-    pth = write_pth(tmp_path / "net.pth", model, None)
-    for path in (tmp_path / "net.safetensors", pth):
+    torch.save({"model": published(model)}, tmp_path / "net.pth")
+    for path in (tmp_path / "net.safetensors", tmp_path / "net.pth"):
         found = load(str(path))
         assert found.config == config
         assert_same(found, model)
@@ -147,6 +147,28 @@ def test_bare_state_dict_in_a_pth(tmp_path: Path) -> None:
     model = TwoViewModel(replace(LINEAR, enc_heads=1, dec_heads=1, image_size=512))
     torch.save(OrderedDict(model.state_dict()), tmp_path / "net.pth")
     assert_same(load(str(tmp_path / "net.pth")), model)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        None,
+        {"model": constructor(LINEAR)},
+        constructor(LINEAR),
+        argparse.Namespace(),
+        argparse.Namespace(model=None),
+        argparse.Namespace(model=[constructor(LINEAR)]),
+        argparse.Namespace(model=torch.zeros(2)),
+    ],
+    ids=lambda args: str(args)[:30],
+)
+def test_arguments_that_do_not_describe_the_network_are_a_fault(
+    tmp_path: Path, args: object
+) -> None:
+    # to guess from the shapes would give a network of other attention heads
+    torch.save({"args": args, "model": published(TwoViewModel(LINEAR))}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=r"its args hold no text 'model'"):
+        load(str(tmp_path / "net.pth"))
 
 
 def test_half_precision_checkpoints_become_fp32(tmp_path: Path) -> None:
@@ -203,7 +225,16 @@ def test_croco_checkpoints(tmp_path: Path, position: PositionType) -> None:
     assert found.tensors.keys() == model.state_dict().keys()
     with pytest.raises(WeightsError, match=r"CroCo.* give no points"):
         load(str(path))
-    for key, value in (("enc_depth", 10**9), ("mask_ratio", 2.0), ("norm_im2_in_dec", False)):
+    for key, value in (
+        ("enc_depth", 10**9),
+        ("mask_ratio", 2.0),
+        ("norm_im2_in_dec", False),
+        ("norm_im2_in_dec", torch.ones(2)),
+        ("img_size", [[64]]),
+        ("img_size", [64, torch.ones(2)]),
+        ("pos_embed", "RoPE100" * 1000),
+        ("dec_depth", {}),
+    ):
         torch.save({"model": model.state_dict(), "croco_kwargs": kwargs | {key: value}}, path)
         with pytest.raises(WeightsError, match=key):
             read_checkpoint(path)
@@ -237,6 +268,7 @@ def test_constructor_by_hand() -> None:
         "AsymmetricCroCo3DStereo(img_size=b'x')",
         "AsymmetricCroCo3DStereo(img_size=1j)",
         "AsymmetricCroCo3DStereo(img_size=nan)",
+        "AsymmetricCroCo3DStereo(img_size=0x" + "f" * 5000 + ")",
         "AsymmetricCroCo3DStereo(img_size=-'x')",
         "AsymmetricCroCo3DStereo(img_size=f'{1}')",
         "AsymmetricCroCo3DStereo(512)",
@@ -282,6 +314,7 @@ def test_text_that_is_more_than_a_constructor_is_refused(tmp_path: Path, text: s
         ("img_size", (512, "512")),
         ("img_size", ()),
         ("img_size", 10**9),
+        ("img_size", (512,) * 20),
         ("img_size", True),
         ("enc_embed_dim", 10**12),
         ("enc_depth", 10**9),
@@ -476,12 +509,53 @@ def test_archives_that_lie_are_refused(tmp_path: Path) -> None:
             load(str(path))
 
 
-def test_a_storage_larger_than_its_record_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        # a storage larger than its record
+        lambda pickle: pickle.replace(b"K\n", b"J\xff\xff\xff\x0f"),
+        lambda _: b"\x80\x02.",
+        lambda _: b"\x80\x02]}b.",  # sets attributes of a list
+        lambda _: b"\x80\x02X\x01\0\0\0aQ.",  # a storage without a description
+        lambda _: b"\x80\x02}\x8a\xffX",  # ends within a number
+    ],
+)
+def test_what_torch_cannot_read_is_said_in_our_words(
+    tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
     path = tmp_path / "net.pth"
     torch.save({"model": {"a": torch.arange(10.0)}}, path)
-    rewrite(path, lambda pickle: pickle.replace(b"K\n", b"J\xff\xff\xff\x0f"))
-    with pytest.raises(WeightsError, match="damaged"):
+    rewrite(path, change)
+    with pytest.raises(WeightsError, match="is damaged") as fault:
         load(str(path))
+    assert "torch.load" not in str(fault.value)
+    assert "weights_only" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"](" + b"}" * 1_000_001 + b"e", "more than 1000000 instructions"),
+        (b"}\x8b\x10\x27\0\0" + b"\x7f" * 10_000 + b"K\0s", "number of 79999 bits"),
+    ],
+    ids=["many objects", "a giant number as a key"],
+)
+def test_pickles_that_cost_much_are_refused_before_torch_reads_them(
+    tmp_path: Path, body: bytes, says: str
+) -> None:
+    path = tmp_path / "net.pth"
+    torch.save({"model": {"a": torch.arange(10.0)}}, path)
+    rewrite(path, lambda _: b"\x80\x02" + body + b".")
+    with pytest.raises(WeightsError, match=says):
+        load(str(path))
+
+
+def test_as_many_tensors_as_a_training_keeps_are_read(tmp_path: Path) -> None:
+    # three for each of the 1,009 of the largest published network
+    many = {f"enc_blocks.{n}.attn.qkv.weight": torch.zeros(1) for n in range(4036)}
+    torch.save({"model": many}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=r"lacks the tensor patch_embed\.proj\.weight"):
+        load(str(tmp_path / "net.pth"))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": [1]}, {"model": {}}, {"model": None}, {}])

@@ -11,7 +11,6 @@ Nothing in a file is executed, and nothing is allocated by what it says before t
 
 import contextlib
 import re
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -172,10 +171,16 @@ def _read_pth(path: Path) -> Checkpoint:
         if not isinstance(options, dict):
             raise WeightsError(f"{source}: croco_kwargs is no dictionary.")
         return _croco(path, croco_config(options, path.stem, source), tensors)
-    args = content.get("args")
-    text = getattr(args, "model", None) if isinstance(args, Namespace) else None
-    options = parse_constructor(text, source) if isinstance(text, str) else {}
-    return _from_options(path, tensors, options)
+    if "args" not in content:
+        return _from_options(path, tensors, {})
+    text = getattr(content["args"], "model", None)
+    if not isinstance(text, str):
+        # the shapes do not tell the number of heads, so a guess could give wrong points
+        raise WeightsError(
+            f"{source}: its args hold no text 'model' that describes the network. "
+            "Get the file again, or save its tensors alone."
+        )
+    return _from_options(path, tensors, parse_constructor(text, source))
 
 
 def _from_options(

@@ -19,6 +19,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _CONSTRUCTORS = ("AsymmetricCroCo3DStereo", "AsymmetricMASt3R")
 _MAX_TEXT = 8192
+_MAX_VALUES, _MAX_VALUE_TEXT = 16, 200
+"""Elements of an argument, and characters of a text in it."""
 _HEAD_CHANNELS = 64
 """Channels of one attention head in every published two-view network."""
 _NAMES = {
@@ -157,9 +159,23 @@ def _check_options(options: Mapping[str, Any], source: str) -> None:
     for key, value in options.items():
         if key not in known:
             raise WeightsError(f"{source}: its network has the unknown option {str(key)[:60]!r}.")
+        if not _is_plain(value):
+            raise WeightsError(f"{source}: {key} is no plain value. Get the weights again.")
         given = tuple(value) if isinstance(value, list) else value
         if key in _MODES and given != _MODES[key]:
             raise WeightsError(f"{source}: {key} is {value!r}, but only {_MODES[key]!r} is known.")
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a value may be compared and shown: a short literal, or a few of them."""
+    literals = value if isinstance(value, tuple | list) else (value,)
+    return len(literals) <= _MAX_VALUES and all(
+        one is None
+        or isinstance(one, float)
+        or (isinstance(one, int) and one.bit_length() <= 64)  # Python shows none of 15,000 bits
+        or (isinstance(one, str) and len(one) <= _MAX_VALUE_TEXT)
+        for one in literals
+    )
 
 
 def _named_sizes(options: Mapping[str, Any]) -> dict[str, Any]:

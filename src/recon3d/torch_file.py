@@ -5,6 +5,7 @@ The pickle is read as a list of instructions first: it may name what builds tens
 and `argparse.Namespace`, nothing else. Then torch reads it, with the same restriction of its own.
 """
 
+import logging
 import pickletools
 import zipfile
 from argparse import Namespace
@@ -15,8 +16,12 @@ from torch import Tensor
 
 from recon3d.errors import WeightsError
 
+logger = logging.getLogger(__name__)
+
 _MAX_ENTRIES = 20_000
 _MAX_PICKLE_BYTES = 16 * 1024 * 1024
+_MAX_INSTRUCTIONS = 1_000_000
+"""Of the pickle; 38 list a tensor, and one alone may make an object of many times its size."""
 _STORAGES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Byte", "Char", "Bool")
 _ALLOWED = {
     "argparse Namespace",
@@ -51,8 +56,11 @@ def read_torch_file(path: Path) -> dict[str, object]:
                 path, map_location="cpu", weights_only=True, mmap=True
             )
     except Exception as error:  # a malformed pickle can fail anywhere inside torch's reader
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise WeightsError(f"{path} is damaged ({reason}). Get it again.") from error
+        logger.debug("%s: torch says: %s", path, error)
+        raise WeightsError(
+            f"{path} is damaged: what it lists are not tensors and plain values, or their data are "
+            "not all there. Get it again."
+        ) from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds no dictionary of tensors. Give a checkpoint of a model.")
     return {str(key): value for key, value in content.items()}
@@ -97,7 +105,11 @@ def _check_archive(path: Path) -> None:
         if pickles[0].file_size > _MAX_PICKLE_BYTES:
             raise ValueError(f"data.pkl of {pickles[0].file_size} bytes")
         instructions = archive.read(pickles[0])
-    for operation, argument, _ in pickletools.genops(instructions):
+    for count, (operation, argument, _) in enumerate(pickletools.genops(instructions)):
+        if count == _MAX_INSTRUCTIONS:
+            raise ValueError(f"data.pkl of more than {count} instructions")
+        if isinstance(argument, int) and argument.bit_length() > 64:
+            raise ValueError(f"a number of {argument.bit_length()} bits")
         if operation.name in _IMPORTS and str(argument) not in _ALLOWED:
             asked = str(argument or operation.name)[:100].replace(" ", ".")
             raise WeightsError(
