@@ -23,7 +23,7 @@ FOLDER = Path(os.environ.get("RECON3D_FIXTURES", Path(__file__).parents[2] / "sh
 needs_fixtures = pytest.mark.skipif(
     not (FOLDER / "croco_v2_tiny.pth").is_file(), reason=f"no parity fixtures in {FOLDER}"
 )
-TOLERANCE = 1e-5
+TOLERANCE, BF16_TOLERANCE = 1e-5, 2e-2
 SIZES = dict(enc_dim=64, enc_depth=2, enc_heads=2, dec_dim=48, dec_depth=2, dec_heads=2)
 PUBLISHED = {
     "croco_v1_tiny": CrocoConfig(
@@ -43,7 +43,7 @@ def nano(position: PositionType = PositionType.ROPE) -> CrocoConfig:
 
 def relative_error(ours: Tensor, theirs: np.ndarray) -> float:
     assert ours.shape == theirs.shape
-    return float(np.linalg.norm(ours.numpy() - theirs) / np.linalg.norm(theirs))
+    return float(np.linalg.norm(ours.float().numpy() - theirs) / np.linalg.norm(theirs))
 
 
 def hide(n_images: int, n_tokens: int, ratio: float = 0.9) -> Tensor:
@@ -51,8 +51,9 @@ def hide(n_images: int, n_tokens: int, ratio: float = 0.9) -> Tensor:
 
 
 @needs_fixtures
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_stage_matches_the_published_system(name: str) -> None:
+def test_every_stage_matches_the_published_system(name: str, bf16: bool) -> None:
     published = torch.load(FOLDER / f"{name}.pth", weights_only=True)["model"]  # noqa: TID251
     model = CrocoModel(PUBLISHED[name]).eval()
     assert {n: t.shape for n, t in model.state_dict().items()} == {
@@ -62,7 +63,7 @@ def test_every_stage_matches_the_published_system(name: str) -> None:
     with np.load(FOLDER / f"{name}.npz") as file:
         arrays = dict(file)
     image_i, image_j, hidden = (torch.from_numpy(arrays[k]) for k in ("img1", "img2", "mask"))
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         visible, tokens_j = model.encode(image_i, hidden), model.encode(image_j)
         predicted = model(image_i, image_j, hidden)
         found = {
@@ -76,7 +77,8 @@ def test_every_stage_matches_the_published_system(name: str) -> None:
             "loss_plain": croco.completion_loss(predicted, image_i, hidden, 16, normalised=False),
         }
     errors = {key: relative_error(value, arrays[key]) for key, value in found.items()}
-    assert max(errors.values()) <= TOLERANCE, errors
+    assert max(errors.values()) <= (BF16_TOLERANCE if bf16 else TOLERANCE), errors
+    assert not bf16 or max(errors.values()) > 1e-4, "bf16 was not used"
 
 
 @needs_fixtures

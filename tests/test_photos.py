@@ -144,10 +144,13 @@ def test_orientation_is_applied_once(tmp_path, extension, orientation):
         assert photo.focal_px == pytest.approx(50 / 43.2666 * np.hypot(48, 32), rel=1e-4)
 
 
-def test_orientation_of_the_reference_photo():
+@pytest.mark.parametrize("size", [512, 224])
+def test_orientation_of_the_reference_photo(size):
     path = FIXTURES / "exif6_80x48.jpg"
     if not path.is_file():
         pytest.skip("no folder of fixtures")
+    if size == 224:
+        pytest.skip("not followed: at 224 the published program cuts photos to their middle square")
     config = PhotoConfig(size=512)
     photo = read_photo(path, "a", config)
     assert (photo.width, photo.height) == (48, 80)
