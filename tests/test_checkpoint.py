@@ -171,6 +171,34 @@ def test_arguments_that_do_not_describe_the_network_are_a_fault(
         load(str(tmp_path / "net.pth"))
 
 
+def test_one_decoder_becomes_two(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="recon3d")
+    model = TwoViewModel(LINEAR)
+    model.dec_blocks2.load_state_dict(model.dec_blocks.state_dict())
+    one = {n: t for n, t in model.state_dict().items() if not n.startswith("dec_blocks2.")}
+    torch.save(
+        {"args": argparse.Namespace(model=constructor(LINEAR)), "model": one}, tmp_path / "net.pth"
+    )
+    folder = write_hub(tmp_path / "hub", model)
+    save_file(one, folder / "model.safetensors")
+    for path in (tmp_path / "net.pth", folder):
+        caplog.clear()
+        assert_same(load(str(path)), model)
+        assert [r.levelname for r in caplog.records] == ["INFO"]
+        assert "one decoder" in caplog.text
+    # some of the second decoder is no second decoder
+    one["dec_blocks2.0.norm1.bias"] = torch.zeros(16)
+    save_file(one, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"lacks 47 tensors, the first dec_blocks2\.0"):
+        load(str(folder))
+    # what recon3d has saved is whole or damaged
+    del one["dec_blocks2.0.norm1.bias"]
+    save(model, tmp_path / "own.safetensors")
+    save_file(one, tmp_path / "own.safetensors", metadata={"format": "recon3d"})
+    with pytest.raises(WeightsError, match=r"lacks 48 tensors, the first dec_blocks2\.0"):
+        load(str(tmp_path / "own.safetensors"))
+
+
 def test_half_precision_checkpoints_become_fp32(tmp_path: Path) -> None:
     model = TwoViewModel(LINEAR).half()
     path = write_pth(tmp_path / "net.pth", model, constructor(LINEAR))

@@ -16,7 +16,6 @@ from torch.nn import functional as F  # noqa: N812
 from recon3d import croco
 from recon3d.config import CrocoConfig, ModelConfig, PositionType
 from recon3d.croco import CrocoModel
-from recon3d.errors import WeightsError
 from recon3d.model import TwoViewModel
 
 FOLDER = Path(os.environ.get("RECON3D_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
@@ -226,7 +225,12 @@ def test_start_takes_up_the_normalisation_of_images() -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_cosine_weights_are_no_start() -> None:
-    config = replace(nano(PositionType.COSINE), name="old")
-    with pytest.raises(WeightsError, match=r"'old' has cosine .*CroCo v2"):
-        croco.to_two_view(CrocoModel(config).state_dict(), config)
+def test_start_from_cosine_weights_leaves_their_positions_out() -> None:
+    torch.manual_seed(5)
+    old = CrocoModel(nano(PositionType.COSINE)).state_dict()
+    torch.manual_seed(5)
+    new = CrocoModel(nano()).state_dict()  # the same but for the tables
+    start = croco.to_two_view(old, nano(PositionType.COSINE))
+    expected = croco.to_two_view(new, nano())
+    assert start.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in start.items())

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from recon3d import weights
+from recon3d.checkpoint import read_checkpoint
 from recon3d.config import Precision, PredictConfig
 from recon3d.model import TwoViewModel
 from recon3d.predict import predict_pairs
 from recon3d.published import parse_constructor, two_view_config
+from recon3d.torch_file import read_torch_file
 from recon3d.types import PairPrediction, View
 
 FOLDER = Path(os.environ.get("RECON3D_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
@@ -225,3 +227,21 @@ def test_hub_folder_is_the_same_network(models: dict[str, TwoViewModel]) -> None
     found = weights.load(str(FOLDER / "dust3r_linear_tiny_hub"))
     for key, tensor in models["dust3r_linear_tiny"].state_dict().items():
         assert torch.equal(tensor, found.state_dict()[key]), key
+
+
+def test_one_decoder_becomes_two_as_in_the_published_system(
+    models: dict[str, TwoViewModel], tmp_path: Path
+) -> None:
+    expected = json.loads((FOLDER / "notes.json").read_text())["one_decoder_load"]
+    whole = models["dust3r_linear_tiny"].state_dict()
+    content = read_torch_file(FOLDER / "dust3r_linear_tiny.pth")
+    for name in [name for name in content["model"] if "dec_blocks2" in name or "head" in name]:
+        del content["model"][name]
+    torch.save(content, tmp_path / "one.pth")
+    found = read_checkpoint(tmp_path / "one.pth").tensors
+    assert sorted(whole.keys() - found.keys()) == sorted(expected["missing"])
+    assert sorted(found.keys() - whole.keys()) == expected["unexpected"]
+    second = [name for name in found if name.startswith("dec_blocks2.")]
+    assert len(second) == 48
+    same = [torch.equal(found[n], whole[n.replace("dec_blocks2", "dec_blocks")]) for n in second]
+    assert all(same) is expected["dec_blocks2_equals_dec_blocks"]

@@ -9,7 +9,7 @@ import torch
 
 from recon3d import croco_file, weights
 from recon3d.checkpoint import read_checkpoint
-from recon3d.config import CrocoConfig, ModelConfig
+from recon3d.config import CrocoConfig, ModelConfig, PositionType
 from recon3d.croco import CrocoModel
 from recon3d.errors import WeightsError
 from recon3d.model import TwoViewModel
@@ -23,7 +23,7 @@ SIZES = dict(enc_dim=32, enc_depth=1, enc_heads=2, dec_dim=16, dec_depth=2, dec_
 NANO = ModelConfig(name="nano", **SIZES)
 
 
-def croco_at(path: Path, **changed: int) -> str:
+def croco_at(path: Path, **changed: object) -> str:
     torch.manual_seed(5)
     croco_file.save(CrocoModel(CrocoConfig(**SIZES | changed)), path)
     return str(path)
@@ -65,10 +65,30 @@ def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
             start_from(TwoViewModel(NANO), path)
 
 
+def test_positions_of_cosine_weights_are_learnt_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = croco_at(tmp_path / "v1.safetensors", position=PositionType.COSINE)
+    model = TwoViewModel(NANO)
+    start_from(model, path)
+    blocks = read_checkpoint(Path(path)).tensors
+    for name, tensor in model.dec_blocks.state_dict().items():
+        assert torch.equal(tensor, blocks[f"dec_blocks.{name}"]), name
+        assert torch.equal(tensor, model.dec_blocks2.state_dict()[name]), name
+    (said,) = (r for r in caplog.records if r.levelname == "WARNING")
+    assert "learns positions anew" in said.getMessage()
+    caplog.clear()
+    start_from(model, croco_at(tmp_path / "v2.safetensors"))
+    assert not caplog.records
+
+
 @needs_fixtures
-def test_start_from_published_completion() -> None:
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_start_from_published_completion(version: str) -> None:
     sizes = dict(enc_dim=64, enc_depth=2, enc_heads=2, dec_dim=48, dec_depth=2, dec_heads=2)
     model = TwoViewModel(ModelConfig(**sizes))
-    start_from(model, str(FOLDER / "croco_v2_tiny.pth"))
-    with pytest.raises(WeightsError, match="CroCo v1"):
-        start_from(model, str(FOLDER / "croco_v1_tiny.pth"))
+    path = FOLDER / f"croco_{version}_tiny.pth"
+    start_from(model, str(path))
+    published = read_checkpoint(path).tensors
+    for name, tensor in model.enc_blocks.state_dict().items():
+        assert torch.equal(tensor, published[f"enc_blocks.{name}"]), name

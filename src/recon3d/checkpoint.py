@@ -10,6 +10,7 @@ Nothing in a file is executed, and nothing is allocated by what it says before t
 """
 
 import contextlib
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from recon3d.errors import WeightsError
 from recon3d.model_config import croco_from_text, read_config, read_json
 from recon3d.published import Shapes, croco_config, parse_constructor, two_view_config
 from recon3d.torch_file import as_tensors, read_torch_file
+
+logger = logging.getLogger(__name__)
 
 HUB_CONFIG, HUB_TENSORS = "config.json", "model.safetensors"
 CROCO_KEY = "croco"
@@ -111,6 +114,19 @@ def fill_aliases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+def with_second_decoder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors, with the first decoder's under the names of the second as well.
+
+    So the published system starts from weights that have one decoder.
+    """
+    copied = {
+        name.replace("dec_blocks.", "dec_blocks2.", 1): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("dec_blocks.")
+    }
+    return tensors | copied
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return tensors and metadata of a `.safetensors` file.
 
@@ -188,7 +204,11 @@ def _from_options(
 ) -> Checkpoint:
     shapes: Shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     config, notes = two_view_config(shapes, options, name or path.stem, str(path))
-    return _two_view(path, config, tensors, notes)
+    checkpoint = _two_view(path, config, tensors, notes)
+    if any(key.startswith("dec_blocks2.") for key in tensors):
+        return checkpoint
+    logger.info("%s has one decoder: the second is a copy of it", path)
+    return replace(checkpoint, tensors=with_second_decoder(checkpoint.tensors))
 
 
 def _two_view(

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
+from recon3d.checkpoint import with_second_decoder
 from recon3d.config import CrocoConfig, PositionType
-from recon3d.errors import WeightsError
 from recon3d.heads import Grid
 from recon3d.model import DecoderBlock, EncoderBlock, PatchEmbed, Rope, rope_table
 
@@ -227,20 +227,12 @@ def to_two_view(tensors: dict[str, Tensor], config: CrocoConfig) -> dict[str, Te
     """Return the start of a two-view network: everything but its heads.
 
     The second decoder is a copy of the first. Where the weights saw ImageNet-normalised images, the
-    change to [-1, 1] goes into the patch embedding, so that a photo keeps its tokens.
-
-    Raises:
-        WeightsError: for cosine position embeddings, which a two-view network has not.
+    change to [-1, 1] goes into the patch embedding, so that a photo keeps its tokens. The tables of
+    cosine position embeddings (CroCo v1) are left out, for a two-view network turns queries and
+    keys instead.
     """
-    if config.position is PositionType.COSINE:
-        raise WeightsError(
-            f"{config.name!r} has cosine position embeddings (CroCo v1), which a two-view network "
-            "has not. Start from weights with RoPE (CroCo v2)."
-        )
     start = {n: t for n, t in tensors.items() if not n.startswith((_PIXEL_HEAD, *_POSITIONS))}
-    for name, tensor in tensors.items():
-        if name.startswith("dec_blocks."):
-            start[name.replace("dec_blocks.", "dec_blocks2.", 1)] = tensor.clone()
+    start = with_second_decoder(start)
     if config.imagenet_input:
         weight, bias = (tensors[f"patch_embed.proj.{part}"].float() for part in ("weight", "bias"))
         mean, std = (weight.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))

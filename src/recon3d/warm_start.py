@@ -1,13 +1,17 @@
 """Start a training from weights: of a two-view network, or of cross-view completion."""
 
+import logging
+
 from torch import Tensor
 
 from recon3d import croco_file, weights
 from recon3d.checkpoint import read_checkpoint
-from recon3d.config import CrocoConfig
+from recon3d.config import CrocoConfig, PositionType
 from recon3d.croco import to_two_view
 from recon3d.errors import WeightsError
 from recon3d.model import TwoViewModel
+
+logger = logging.getLogger(__name__)
 
 _HEADS = ("downstream_head1.", "downstream_head2.")
 
@@ -34,5 +38,11 @@ def _two_view_tensors(name_or_path: str) -> dict[str, Tensor]:
     checkpoint = read_checkpoint(weights.locate(name_or_path))
     if isinstance(checkpoint.config, CrocoConfig):
         config, tensors = croco_file.checked_tensors(checkpoint)
+        if config.position is PositionType.COSINE:
+            logger.warning(
+                "%s has cosine position embeddings (CroCo v1), which a two-view network has not: "
+                "it learns positions anew",
+                name_or_path,
+            )
         return to_two_view(tensors, config)
     return dict(checkpoint.tensors)

@@ -87,9 +87,8 @@ def _build(checkpoint: Checkpoint) -> TwoViewModel | CrocoModel:
 
 def _gives(config: ModelConfig | CrocoConfig) -> str:
     if isinstance(config, CrocoConfig):
-        if config.position is PositionType.COSINE:
-            return "completed images (CroCo v1), no points"
-        return "completed images (CroCo v2), no points: a start for `recon3d train --init`"
+        version = "v1" if config.position is PositionType.COSINE else "v2"
+        return f"completed images (CroCo {version}), no points: a start for `recon3d train --init`"
     return "points, descriptors" if config.has_descriptors else "points"
 
 
