@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photos", type=int, default=100)
     parser.add_argument("--size", type=int, default=512, help="long edge of a view in pixels")
-    parser.add_argument("--threads", type=int, default=PhotoConfig.threads)
+    parser.add_argument("--threads", type=int, help="default: as many as pay")
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     config = PhotoConfig(size=options.size, threads=options.threads)

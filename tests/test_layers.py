@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
     "errors progress interrupt compiler essential exif cycles retrieval sky measure depth_warp "
-    "sweep_fill synth.world synth.atlas synth.draw synth.relief",
+    "sweep_fill threads synth.world synth.atlas synth.draw synth.relief",
     "config console files catalogue torch_file image_header pairs colmap synth.trace "
     "synth.textures synth.sensor",
     "settings device download memory types model_config ground_truth pairs_extra synth.ground "
@@ -21,7 +21,8 @@ LAYERS = (
     "synth.surface synth.furniture",
     "croco wide_matches sweep_levels metrics throughput train_state weights predict align_focal "
     "fuse synth.shade synth.assembly",
-    "two_step dense align_init bundle_solve croco_file workers scores synth.render synth.layout",
+    "two_step dense align_init bundle_solve croco_file workers scores synth.render "
+    "synth.layout",
     "align_solve align_polish adopt bundle_scene bundle_check bundle_evidence bundle_doubt "
     "bundle_join bundle_map score_table synth.cameras synth.family_indoor synth.family_outdoor "
     "synth.family_piles",

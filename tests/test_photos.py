@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -290,6 +291,25 @@ def test_threads_change_nothing(tmp_path):
     many, _ = load_views([str(tmp_path)], PhotoConfig(size=64, threads=8))
     assert [view.name for view in one] == [f"{k}.jpg" for k in range(8)]
     assert all(torch.equal(a.image, b.image) for a, b in zip(one, many, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("processors", "asked", "expected"), [(2, None, 2), (9, None, 4), (2, 8, 8)]
+)
+def test_threads_are_as_many_as_pay_unless_given(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, processors: int, asked: int | None, expected: int
+):
+    two_photos(tmp_path)
+    started: list[int] = []
+
+    def pool(n_threads: int) -> ThreadPoolExecutor:
+        started.append(n_threads)
+        return ThreadPoolExecutor(n_threads)
+
+    monkeypatch.setattr("recon3d.photos.ThreadPoolExecutor", pool)
+    monkeypatch.setattr("recon3d.photos.n_processors", lambda: processors)
+    load_views([str(tmp_path)], PhotoConfig(size=64, threads=asked))
+    assert started == [expected]
 
 
 def test_the_default_size_is_that_of_the_embedded_weights(tmp_path):

@@ -45,6 +45,7 @@ from recon3d.cli_options import (
 from recon3d.console import Console
 from recon3d.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, ReconError, ResourceError, UsageError
 from recon3d.settings import run_config
+from recon3d.threads import limit_threads
 
 app = typer.Typer(
     name="recon3d",
@@ -188,6 +189,7 @@ app.add_typer(cli_weights.app, name="weights")
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
+    limit_threads()
     arguments = sys.argv[1:] if argv is None else list(argv)
     sys.exit(_exit_code(arguments))
 

@@ -141,14 +141,15 @@ class CrocoConfig:
 class PhotoConfig:
     """Reading and resizing photographs.
 
-    `size` is the long edge of a view in pixels; None takes the size of the weights.
+    `size` is the long edge of a view in pixels; None takes the size of the weights. `threads` None
+    is one a processor, at most four: each holds a whole photo.
     """
 
     size: int | None = None
     patch_size: int = 16
     max_pixels: int = 300_000_000
     max_bytes: int = 512 * 1024 * 1024
-    threads: int = 4
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from recon3d.exif import focal_px, read_exif
 from recon3d.image_header import ImageHeader, image_format, read_header, without_tiff_orientation
 from recon3d.progress import Track, silent
 from recon3d.repeats import find_repeats
+from recon3d.threads import n_processors
 from recon3d.types import LeftOut, Photo, View
 from recon3d.views import make_view, view_shape
 
@@ -37,6 +38,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic"
 """What counts as a photograph in a folder or behind a pattern, in any case of letters."""
 
 _MAX_SIZE = 8192  # of a view in pixels; the network would need more memory than there is
+_MOST_THREADS = 4
 _OPENCV_MAX_PIXELS = 2**30  # OpenCV's own limit, fixed at the moment it is imported
 _REDUCED_MARGIN = 1.9  # a reduced JPEG must stay this much larger than the view
 _REDUCED_FLAGS = {8: 64, 4: 32, 2: 16}  # the bit that IMREAD_REDUCED_COLOR_N adds to IMREAD_COLOR
@@ -129,7 +131,8 @@ def load_views(
 
     views: dict[str, View] = {}
     left_out: list[LeftOut] = []
-    with _quiet_opencv(), ThreadPoolExecutor(config.threads) as pool:
+    n_threads = config.threads or min(_MOST_THREADS, n_processors())
+    with _quiet_opencv(), ThreadPoolExecutor(n_threads) as pool:
         for done, result in enumerate(pool.map(view_of, found), start=1):
             if isinstance(result, View) and result.sha256 in views:
                 twin = views[result.sha256].name

@@ -1,0 +1,45 @@
+"""How many threads pay: the processors this process may use, and the share its container has.
+
+The libraries look at the former alone. In a container that may use 2 of 64 processors' time they
+start 64 threads, which wait for one another most of that time.
+"""
+
+import math
+import os
+from pathlib import Path
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def n_processors(quota: Path = _QUOTA) -> int:
+    """Return how many processors work for this process at a time, at least 1.
+
+    `quota` is the cpu.max of a control group (version 2): microseconds of processor time in a
+    period, or "max", and the period. Without such a file nothing but the affinity counts.
+    """
+    allowed = _allowed()
+    try:
+        granted, period = quota.read_text().split()
+    except (OSError, ValueError):
+        return allowed
+    if not (granted.isdecimal() and period.isdecimal() and int(period)):
+        return allowed
+    return max(1, min(allowed, math.ceil(int(granted) / int(period))))
+
+
+def limit_threads(quota: Path = _QUOTA) -> None:
+    """Have torch, and what else uses OpenMP, start no more threads than the quota is good for.
+
+    To be called before those libraries are loaded. Changes nothing where OMP_NUM_THREADS is set, or
+    without a quota: the libraries look at the affinity themselves.
+    """
+    n_threads = n_processors(quota)
+    if n_threads < _allowed():
+        os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))
+
+
+def _allowed() -> int:
+    """Return how many processors this process may use; what torch starts with is no more."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # on macOS and Windows
