@@ -6,11 +6,15 @@ anything is computed. Bytes throughout; views are (height, width).
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import minimum_spanning_tree
 
 from recon3d.config import AlignConfig, HeadType, ModelConfig
 from recon3d.errors import ResourceError
@@ -223,32 +227,23 @@ def thinned(pairs: Sequence[Pair], n_keep: int) -> tuple[Pair, ...]:
 
     First a spanning forest, then pairs of the views that have fewest, earlier pairs first.
     """
-    group: dict[int, list[int]] = {}  # of each view, all that are joined to it so far
-    kept: set[Pair] = set()
-    degree: dict[int, int] = {}
-
-    def keep(pair: Pair) -> None:
-        kept.add(pair)
-        for view in pair:
-            degree[view] = degree.get(view, 0) + 1
-
-    for i, j in pairs:
-        larger, smaller = group.setdefault(i, [i]), group.setdefault(j, [j])
-        if larger is smaller:
-            continue
-        keep((i, j))
-        if len(larger) < len(smaller):
-            larger, smaller = smaller, larger
-        larger += smaller
-        group.update(dict.fromkeys(smaller, larger))
+    if not pairs:
+        return ()
+    i, j = np.asarray(pairs).T
+    size = int(max(i.max(), j.max())) + 1
+    # the earliest pairs that join: each weighs its place, from 1 because 0 is no pair
+    forest = minimum_spanning_tree(coo_array((np.arange(1, len(pairs) + 1), (i, j)), (size, size)))
+    kept = {pairs[int(place) - 1] for place in forest.data}
+    degree = Counter(view for pair in kept for view in pair)
     # a fair share each, rounded down; what then is missing comes in rounds of one more
-    level = max(1, 2 * n_keep // max(1, len(group)))
+    level = max(1, 2 * n_keep // len(degree))
     while len(kept) < min(n_keep, len(pairs)):
         for pair in pairs:
             if len(kept) >= n_keep:
                 break
             if pair not in kept and max(degree[view] for view in pair) <= level:
-                keep(pair)
+                kept.add(pair)
+                degree.update(pair)
         level += 1
     return tuple(pair for pair in pairs if pair in kept)
 
