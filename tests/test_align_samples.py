@@ -133,5 +133,7 @@ def test_each_view_keeps_its_most_confident_maps_within_the_limit():
 
 def test_a_kept_map_does_not_hold_the_whole_batch():
     batch = torch.zeros(32, 16, 16, 3)
+    pair = torch.zeros(2, 16, 16, 3)
+    assert alone(pair[0]).untyped_storage().nbytes() == 16 * 16 * 3 * 4
     assert alone(batch[3]).untyped_storage().nbytes() == 16 * 16 * 3 * 4
     assert alone(batch).data_ptr() == batch.data_ptr()

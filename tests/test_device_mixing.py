@@ -394,6 +394,44 @@ def test_the_whole_program(cuda: FakeDevice, tmp_path: Path, monkeypatch: pytest
     assert all(m.pixels_i.device == CPU for m in kept)
 
 
+def test_a_full_device_leaves_the_tokens_on_the_host(
+    cuda: FakeDevice,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    """Memory runs out, down to a batch of one, until the tokens are no longer there."""
+    save(TwoViewModel(NANO), tmp_path / "nano.safetensors")
+    for n in range(3):
+        (tmp_path / f"{n}.png").write_bytes(encode(".png", texture(48, 32, seed=n)))
+    places: list[str] = []
+    encode_views, decode = pipeline.encode_views, TwoViewModel.decode
+
+    def encoded(*args: Any, **named: Any) -> Any:
+        found = encode_views(*args, **named)
+        places.append(found.tokens[0].device.type)
+        return found
+
+    def full(*args: Any, **named: Any) -> Any:
+        if places[-1] == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(*args, **named)
+
+    def align(predictions: Any, *_: object, **__: object) -> tuple[Scene, ...]:
+        assert len(list(predictions)) == 6
+        return aligned("plain", CPU)[:1]
+
+    monkeypatch.setattr(pipeline, "encode_views", encoded)
+    monkeypatch.setattr(TwoViewModel, "decode", full)
+    monkeypatch.setattr(pipeline, "align_groups", align)
+    settings = config.RunConfig(
+        weights=str(tmp_path / "nano.safetensors"), refine=False, dense=False
+    )
+    pipeline.reconstruct_groups([str(tmp_path)], settings)
+    assert places == ["cuda", "cpu"]
+    assert caplog.messages[-1].startswith("out of memory, all views once more: tokens wait")
+
+
 # --- rendering and training ---
 
 

@@ -21,7 +21,7 @@ LAYERS = (
     "synth.surface synth.furniture",
     "croco wide_matches sweep_levels metrics throughput train_state weights predict align_focal "
     "fuse synth.shade synth.assembly",
-    "two_step dense align_init bundle_solve croco_file workers scores synth.render "
+    "two_step fitting dense align_init bundle_solve croco_file workers scores synth.render "
     "synth.layout",
     "align_solve align_polish adopt bundle_scene bundle_check bundle_evidence bundle_doubt "
     "bundle_join bundle_map score_table synth.cameras synth.family_indoor synth.family_outdoor "

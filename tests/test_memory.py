@@ -1,6 +1,8 @@
 """What a run is predicted to take, what is given up for less, and the measured truth."""
 
 import json
+import logging
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recon3d.align_samples import KeptMaps
 from recon3d.config import PRESETS, HeadType, ModelConfig, Precision
 from recon3d.errors import ResourceError
 from recon3d.memory import (
@@ -25,6 +28,7 @@ from recon3d.memory import (
 )
 from recon3d.model import TwoViewModel
 from recon3d.pairs import connected_components
+from recon3d.types import PairPrediction
 
 LARGE = PRESETS["large"]
 COMPLETE = [(i, j) for i in range(50) for j in range(i + 1, 50)]
@@ -45,14 +49,50 @@ def test_fifty_large_photos_by_hand():
     found = plan(LARGE, SHAPES, COMPLETE, 20 * GB, "cpu", half=True)
     assert found.batch_size == CPU_BATCH
     assert found.tokens == 50 * 768 * 1024 * 2
-    assert found.maps == 1_500_000_000  # of 2450 x 2 x 384 x 512 x 8 bytes = 7.7 GB
-    assert found.host_bytes == found.tokens + found.maps + found.working
+    # each view keeps its fiftieth of 1.5 GB, whole maps, of 2450 x 2 x 384 x 512 x 8 = 7.7 GB
+    assert found.maps == 50 * 19 * 384 * 512 * 8
+    # 512 pixels of two maps a prediction, x, y, z and a weight in fp64, eight copies; depth maps
+    assert found.alignment == 8 * 2450 * 512 * 2 * 4 * 8 + 50 * 384 * 512 * 3 * 4
+    assert found.working + 2450 * 512 * 2 * 4 * 8 > found.alignment
+    assert found.host_bytes == (found.tokens + found.maps + found.working + 2450 * 512 * 2 * 4 * 8)
     assert found.host_bytes <= 3 * GB
     assert (found.device_bytes, found.steps, found.share) == (0, (), 1.0)
     assert found.pairs == tuple(COMPLETE)
     few = plan(LARGE, SHAPES, [(0, 1)], 20 * GB, "cpu", half=True)
     assert few.maps == 2 * 2 * 384 * 512 * 8
     assert few.tokens == 2 * 768 * 1024 * 2
+
+
+def test_many_photos_keep_four_maps_each_whatever_the_limit():
+    ring = [(i, (i + k) % 1000) for k in (1, 2) for i in range(1000)]
+    found = plan(LARGE, [(384, 512)] * 1000, ring, 10**12, "cpu", half=True)
+    assert found.maps == 1000 * 4 * 384 * 512 * 8  # 6.3 GB, not 1.5
+
+
+@pytest.mark.parametrize("limit", [0, 10**5, 10**6, 10**9])
+def test_as_many_maps_are_kept_as_planned(limit: int):
+    """All predictions of small photos of two sizes, one of which has few pairs."""
+    shapes = [(48, 64), (32, 48), (48, 64), (48, 64), (48, 64), (32, 48)]
+    pairs = [(i, j) for i in range(5) for j in range(i + 1, 5)] + [(0, 5)]
+    planned = plan(PRESETS["tiny"], shapes, pairs, GB, "cpu", half=True, max_map_bytes=limit)
+    kept = KeptMaps(len(shapes), limit)
+    for number, (i, j) in enumerate([*pairs, *((j, i) for i, j in pairs)]):
+        maps = {
+            f"{name}_{side}": torch.zeros(*shapes[view], *rest, dtype=torch.float16)
+            for side, view in (("i_in_i", i), ("j_in_i", j), ("i", i), ("j", j))
+            for name, rest in ([("pointmap", (3,))] if "_in_" in side else [("confidence", ())])
+        }
+        kept.add(number, PairPrediction(i=i, j=j, **maps))
+    found = [one for view in range(len(shapes)) for one in kept.of(view)]
+    assert sum(one.points.nbytes + one.confidence.nbytes for one in found) == planned.maps
+
+
+def test_many_pairs_of_small_photos_are_counted_in_the_alignment():
+    """Measured with `benchmarks/whole.py --preset tiny --photos 80 --size 64x48`: 1389 MB."""
+    pairs = [(i, j) for i in range(80) for j in range(i + 1, 80)]
+    found = plan(PRESETS["tiny"], [(48, 64)] * 80, pairs, 10**12, "cpu", half=True)
+    assert 1389e6 < found.host_bytes < 2 * 1389e6
+    assert found.host_bytes == found.tokens + found.maps + found.alignment
 
 
 @pytest.mark.parametrize(("device", "ladder"), [("cpu", "bpv"), ("cuda", "btv")])
@@ -99,7 +139,7 @@ def test_parts_of_a_gpu_run():
     full = plan(LARGE, SHAPES, COMPLETE, 10**12, "cuda", half=True)
     assert full.weights == 4 * n_parameters(LARGE)
     assert full.device_bytes == full.weights + full.tokens + full.working
-    assert full.host_bytes == full.maps
+    assert full.host_bytes == full.maps + full.alignment
     fp32 = plan(LARGE, SHAPES, COMPLETE, 10**12, "cuda", half=False)
     assert fp32.tokens == 2 * full.tokens
     assert fp32.working >= full.working
@@ -111,9 +151,35 @@ def test_a_host_that_is_full_gives_up_pairs_but_not_the_batch():
     assert found.batch_size == 32
     assert not found.tokens_on_host
     assert found.share == 1
-    assert len(found.pairs) == 76  # 76 x 2 x 2 x 384 x 512 x 8 bytes = 478 MB
+    assert len(found.pairs) == 76
+    # of 76 x 2 x 2 maps, the hub of the tree keeps its share, 19 of 98
+    assert found.maps == (76 * 4 - (98 - 19)) * 384 * 512 * 8
     assert connected_components(50, found.pairs) == [list(range(50))]
     assert found.steps[-1] == "76 of 153 pairs"
+
+
+@pytest.mark.parametrize(("device", "ladder"), [("cpu", "pv"), ("cuda", "tv")])
+def test_a_run_out_of_memory_gives_up_one_thing_more_each_time(
+    device: str, ladder: str, caplog: pytest.LogCaptureFixture
+):
+    """Also where much memory should be free; t: tokens to the host, p: pairs, v: smaller views."""
+    found = plan(LARGE, SHAPES, COMPLETE, 10**12, device, half=True)
+    assert not found.steps
+    while True:
+        caplog.clear()
+        try:
+            after = plan(LARGE, SHAPES, COMPLETE, 10**12, device, half=True, after=found)
+        except ResourceError:
+            break
+        assert after.steps[:-1] == found.steps
+        (line,) = [record.message for record in caplog.records]
+        assert line == f"out of memory, all views once more: {after.steps[-1]}"
+        assert after.batch_size == 1
+        found = after
+    kinds = ["p" if "pairs" in text else text[0] for text in found.steps]
+    assert "".join(dict.fromkeys(kinds)) == ladder
+    assert found.share < 1
+    assert len(found.pairs) == (49 if device == "cpu" else len(COMPLETE))
 
 
 def test_the_batch_that_is_asked_for_is_where_it_starts():
@@ -159,6 +225,26 @@ def test_thinning_is_fair_and_quick():
     assert len(kept) == 3000
     # the tree of a complete graph given in this order is a star: its hub has them all
     assert int(degree[1:].max()) <= 40
+
+
+def test_where_the_system_does_not_say_what_is_free_nothing_bounds_the_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As on Windows."""
+
+    def missing(*_: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert free_host_bytes() > 10**7  # half of all there is
+    monkeypatch.delattr(os, "sysconf")
+    with caplog.at_level(logging.DEBUG, "recon3d.memory"):
+        assert free_host_bytes() is None
+    assert len(caplog.records) == 1
+    for device in ("cpu", "mps"):
+        assert free_device_bytes(torch.device(device)) is None
+        found = plan(LARGE, SHAPES, COMPLETE, None, device, half=True)
+        assert (found.steps, found.batch_size) == ((), CPU_BATCH)
 
 
 def test_what_is_free_is_a_plausible_number():

@@ -19,8 +19,10 @@ from recon3d.pairs import (
     is_video,
     needs_similarity,
     pair_graph,
+    pair_outline,
     retrieval_pairs,
 )
+from recon3d.two_step import EXTRA_SHARE
 
 FIXTURES = Path(
     os.environ.get("RECON3D_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures")
@@ -158,6 +160,20 @@ def test_auto_looks_further_than_the_next_frames_of_a_video(share: float):
 )
 def test_when_a_similarity_is_needed(strategy, n_views, expected):
     assert needs_similarity(strategy, n_views) is expected
+
+
+@pytest.mark.parametrize("n_views", [2, 5, 13, 30, 60, 450])
+@pytest.mark.parametrize("strategy", ["auto", "retrieval:1", "retrieval:9", "logwin:3", "complete"])
+def test_there_are_never_more_pairs_than_foreseen(strategy: str, n_views: int):
+    similarity = random_similarity(n_views, 0)
+    found = len(pair_graph(strategy, n_views, similarity))
+    second = math.ceil(EXTRA_SHARE * n_views) if strategy == "auto" and n_views > 12 else 0
+    foreseen = pair_outline(strategy, n_views)
+    assert min(found + second, n_views * (n_views - 1) // 2) <= len(foreseen)
+    assert len(foreseen) <= 3 * found
+    assert foreseen == pair_graph(strategy, n_views, similarity) or needs_similarity(
+        strategy, n_views
+    )
 
 
 def test_retrieval_without_similarity_is_a_mistake_of_the_caller():

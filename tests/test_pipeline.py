@@ -1,14 +1,16 @@
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from recon3d import pipeline, weights
+from recon3d import fitting, pipeline, weights
 from recon3d.align_samples import Cameras, Masks
 from recon3d.cli import main
 from recon3d.config import (
@@ -20,6 +22,7 @@ from recon3d.config import (
     RunConfig,
 )
 from recon3d.errors import InputError, ResourceError, UsageError, WeightsError
+from recon3d.memory import Plan, plan
 from recon3d.model import TwoViewModel
 from recon3d.pairs import connected_components
 from recon3d.pipeline import reconstruct, reconstruct_groups
@@ -270,9 +273,82 @@ def test_above_a_dozen_photos_those_that_look_alike_are_compared(
 def test_little_memory_means_fewer_pairs_or_smaller_views(
     small: str, photos: Path, seen: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipeline, "free_device_bytes", lambda _: 1000)
+    monkeypatch.setattr(fitting, "free_device_bytes", lambda _: 1000)
     with pytest.raises(ResourceError, match="are free"):
         reconstruct([str(photos)], config(small))
+
+
+def only_narrow_views_fit(monkeypatch: pytest.MonkeyPatch, most_tokens: int) -> None:
+    """Have memory run out for every batch of pairs of larger views, whatever its size."""
+    decode = TwoViewModel.decode
+
+    def limited(self: TwoViewModel, tokens_i: Tensor, *rest: object, **named: object) -> object:
+        if tokens_i.shape[1] > most_tokens:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return decode(self, tokens_i, *rest, **named)
+
+    monkeypatch.setattr(TwoViewModel, "decode", limited)
+
+
+def test_a_run_out_of_memory_goes_on_with_fewer_pairs_then_smaller_views(
+    small: str,
+    tmp_path: Path,
+    seen: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 255, (240, 320, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"{index}.png"), pixels)
+    wanted = config(small, photos=PhotoConfig(size=224))
+    only_narrow_views_fit(monkeypatch, (168 // 8) * (128 // 8))
+    scene = reconstruct([str(tmp_path)], wanted)
+    said = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert [line for line in said if "batch" not in line] == [
+        "out of memory, all views once more: 2 of 3 pairs",
+        "out of memory, all views once more: views of 168 pixels",
+    ]
+    assert said[:3] == [
+        "out of memory on cpu: batch 2",
+        "out of memory on cpu: batch 1",
+        "out of memory, all views once more: 2 of 3 pairs",
+    ]
+    assert max(scene.views[0].image.shape) == 168
+    assert len(seen["predictions"]) == 4
+    only_narrow_views_fit(monkeypatch, 0)
+    with pytest.raises(ResourceError, match="the run is out of memory, whatever is given up") as e:
+        reconstruct([str(tmp_path)], wanted)
+    assert e.value.exit_code == 6
+
+
+def test_fewer_pairs_for_memory_are_not_made_up_for_by_a_second_step(
+    small: str, tmp_path: Path, seen: dict[str, object], monkeypatch: pytest.MonkeyPatch
+):
+    for index in range(14):
+        grey = np.full((60, 80, 3), 17 * index, np.uint8)
+        cv2.imwrite(str(tmp_path / f"{index}.png"), grey)
+    monkeypatch.setattr("recon3d.two_step.extra_pairs", lambda *given: spare(*given))
+    budgets: list[int] = []
+
+    def spare(n_views: int, pairs: list[tuple[int, int]], *rest: object) -> list[tuple[int, int]]:
+        budget = rest[-1]
+        assert isinstance(budget, int)
+        budgets.append(budget)
+        every = {(i, j) for i in range(n_views) for j in range(i + 1, n_views)}
+        return sorted(every - set(pairs))[:budget]
+
+    reconstruct([str(tmp_path)], config(small))
+    assert budgets == [7]
+    n_pairs = len(seen["predictions"]) // 2
+    monkeypatch.setattr(fitting, "plan", lambda *given, **named: thin_plan(*given, **named))
+
+    def thin_plan(*given: object, **named: object) -> Plan:
+        planned = plan(*given, **named)
+        return replace(planned, pairs=planned.pairs[: n_pairs - 5])
+
+    reconstruct([str(tmp_path)], config(small))
+    assert budgets == [7, 2]
+    assert len(seen["predictions"]) == 2 * (n_pairs - 5)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recon3d.config import AlignConfig
 from recon3d.errors import DisconnectedError
+from recon3d.memory import most_maps
 from recon3d.types import KnownCamera, PairPrediction, View
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ Cameras = Sequence[KnownCamera | None]
 Masks = Sequence[Bool[Tensor, "_ _"] | None]
 """The pixels of each view that may be used; None is all; empty where no view has a mask."""
 _MIN_SAMPLES = 16
-_LEAST_MAPS = 4
 _CHUNK_POINTS = 32_768
 _MOST_SAMPLES, _POINTS = 2048, 400_000
 """Most pixels of a view, and of all maps together, that the published objective is taken over."""
@@ -77,7 +77,7 @@ class Map(NamedTuple):
 
 
 class KeptMaps:
-    """The most confident maps of each view, at most `limit_bytes` of them in all."""
+    """The most confident maps of each view: `limit_bytes` in all, but a few of each in any case."""
 
     def __init__(self, n_views: int, limit_bytes: int) -> None:
         """Start without maps."""
@@ -93,9 +93,9 @@ class KeptMaps:
         ):
             kept = self._of_view[view]
             n_bytes = points.numel() * points.element_size() * 4 // 3
-            share = self._limit_bytes // (n_bytes * len(self._of_view))
+            most = most_maps(n_bytes, len(self._of_view), self._limit_bytes)
             score = mean_log_confidence(confidence)
-            if len(kept) < max(share, _LEAST_MAPS):
+            if len(kept) < most:
                 heapq.heappush(kept, Map(score, number, is_own, alone(points), alone(confidence)))
             elif score > kept[0].score:
                 heapq.heapreplace(
@@ -120,8 +120,8 @@ def edge_chunks(per_edge: Float[Tensor, "edge sample *_"], vectors: int = 1) -> 
 
 def alone(values: Tensor) -> Tensor:
     """Return values that do not keep the rest of a batch in memory."""
-    whole = values.untyped_storage().nbytes() > 2 * values.numel() * values.element_size()
-    return values.clone() if whole else values
+    shared = values.untyped_storage().nbytes() > values.numel() * values.element_size()
+    return values.clone() if shared else values
 
 
 def mean_log_confidence(

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from recon3d.config import Precision
-from recon3d.errors import UsageError
+from recon3d.errors import MemoryShortageError, UsageError
 
 Result = TypeVar("Result")
 
@@ -72,7 +72,7 @@ def unless_out_of_memory(compute: Callable[[], Result]) -> Result | None:
     """
     try:
         return compute()
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, MemoryShortageError) as error:
         if is_out_of_memory(error):
             return None
         raise
@@ -80,7 +80,7 @@ def unless_out_of_memory(compute: Callable[[], Result]) -> Result | None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Say whether memory ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | MemoryShortageError):
         return True
     # the CPU and mps allocators raise a bare RuntimeError
     text = str(error).lower()

@@ -42,6 +42,10 @@ class ResourceError(ReconError):
     exit_code = 6
 
 
+class MemoryShortageError(ResourceError):
+    """A step of the work does not fit into memory, even in its smallest pieces."""
+
+
 class WeightsError(ReconError):
     """Weights are missing, damaged or of an unknown layout."""
 

@@ -39,6 +39,8 @@ _HALF_BYTES = 2  # of a value on its way out, and of a token in 16-bit arithmeti
 _FLOAT_BYTES = 4
 _DOUBLE_BYTES = 8
 _COPIES = 8  # of the sampled points, moved and compared
+_LEAST_MAPS = 4  # of a view, to fuse depth from
+_SCENE_VALUES = 3  # depth, that depth in the unit of the scene, and confidence of a pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,12 @@ class Plan:
     """What a run may use, and the memory that it takes at most, in bytes.
 
     `share` is the factor on the long edge of the views, 1.0 where they stay as they are. `steps`
-    says in words what was given up, in order. `weights`, `tokens`, `working` (one batch) and
-    `maps` (what the alignment keeps) are the parts; `device_bytes` and `host_bytes` their sums in
-    the two places. On a processor everything is in `host_bytes`.
+    says in words what was given up, in order. The parts are `weights`, `tokens`, `maps` (whole
+    predictions, kept to fuse depth from), `working` (one batch) and `alignment` (solving for the
+    cameras, and the depth maps that come of it). The last batch is gone when the alignment begins,
+    so that the larger of the two counts. `device_bytes` and `host_bytes` are what the parts come to
+    in the two places. On a processor everything is in `host_bytes`; with a GPU the alignment is
+    counted for the host, because it goes to the GPU only if that has room to spare.
     """
 
     batch_size: int
@@ -59,6 +64,7 @@ class Plan:
     tokens: int
     working: int
     maps: int
+    alignment: int
     device_bytes: int
     host_bytes: int
     steps: tuple[str, ...] = ()
@@ -119,34 +125,47 @@ def working_bytes(
     return _FIXED_BYTES + batch_size * (kept + output) + max(batch_size * block, head)
 
 
+def sample_bytes(n_predictions: int, n_samples: int) -> int:
+    """Return the memory of what the alignment takes from so many ordered pairs as they come."""
+    return n_predictions * n_samples * 2 * _MAPS_VALUES * _DOUBLE_BYTES
+
+
 def alignment_bytes(n_predictions: int, n_samples: int) -> int:
     """Return the memory in which the alignment solves for the cameras of so many ordered pairs."""
-    return _COPIES * n_predictions * n_samples * 2 * _MAPS_VALUES * _DOUBLE_BYTES
+    return _COPIES * sample_bytes(n_predictions, n_samples)
+
+
+def most_maps(map_bytes: int, n_views: int, limit_bytes: int) -> int:
+    """Return how many maps of a view are kept at most: its share of the limit, but a few always."""
+    return max(limit_bytes // (map_bytes * n_views), _LEAST_MAPS)
 
 
 def choose_batch_size(
-    config: ModelConfig, shape: Shape, free: int, device: str, *, half: bool
+    config: ModelConfig, shape: Shape, free: int | None, device: str, *, half: bool
 ) -> int:
     """Return a batch that keeps the device busy and takes at most half of the free bytes."""
     if device != "cuda":
         return CPU_BATCH
     n_tokens = 2 * max(1, shape[0] * shape[1] // config.patch_size**2)
     wanted = min(MAX_BATCH, TOKENS_PER_BATCH // n_tokens)
-    fitting = free // 2 // working_bytes(config, shape, 1, half=half)
-    return max(1, min(wanted, fitting))
+    if free is not None:
+        wanted = min(wanted, free // 2 // working_bytes(config, shape, 1, half=half))
+    return max(1, wanted)
 
 
 def plan(
     config: ModelConfig,
     shapes: Sequence[Shape],
     pairs: Sequence[Pair],
-    free_bytes: int,
+    free_bytes: int | None,
     device: str,
     *,
     half: bool,
     batch_size: int | None = None,
     max_map_bytes: int = AlignConfig.max_map_bytes,
+    samples_per_edge: int = AlignConfig.samples_per_edge,
     host_free_bytes: int | None = None,
+    after: Plan | None = None,
 ) -> Plan:
     """Return the largest run that fits, giving up speed first and quality last.
 
@@ -158,65 +177,65 @@ def plan(
         config: sizes of the network.
         shapes: of the views, (height, width) in pixels.
         pairs: unordered, the more important ones first.
-        free_bytes: of the device, before the weights are moved there. On a processor the weights
-            lie in memory already and count in no sum.
+        free_bytes: of the device, before the weights are moved there; None does not bound it. On a
+            processor the weights lie in memory already and count in no sum.
         device: type of the device; all but "cuda" share the memory of the host.
         half: whether the arithmetic is 16-bit.
         batch_size: where the user gave one, the first that is tried.
         max_map_bytes: what the alignment keeps of the predictions at most.
+        samples_per_edge: pixels of each map that the alignment solves with.
         host_free_bytes: free memory of the host of a CUDA device; None does not bound it.
+        after: a plan of these arguments whose run was out of memory, even with a batch of one;
+            gives up at least one thing more.
 
     Raises:
         ResourceError: when even the smallest run does not fit.
     """
     separate = device == "cuda"
-    usable = int(_USABLE_SHARE * free_bytes)
-    host_usable = None if host_free_bytes is None else int(_USABLE_SHARE * host_free_bytes)
+    usable, host_usable = (
+        None if free is None else int(_USABLE_SHARE * free)
+        for free in (free_bytes, host_free_bytes)
+    )
     largest = max(shapes, key=lambda shape: shape[0] * shape[1], default=(0, 0))
-    first = batch_size or choose_batch_size(config, largest, usable, device, half=half)
 
     def priced(draft: Plan) -> Plan:
-        return _priced(draft, config, shapes, device, half, max_map_bytes)
+        return _priced(draft, config, shapes, device, half, max_map_bytes, samples_per_edge)
 
     def too_full(draft: Plan) -> tuple[bool, bool]:
         """Say whether the device and the host are."""
         if not separate:
-            return draft.host_bytes > usable, False
-        host_full = host_usable is not None and draft.host_bytes > host_usable
-        return draft.device_bytes > usable, host_full
+            return _exceeds(draft.host_bytes, usable), False
+        return _exceeds(draft.device_bytes, usable), _exceeds(draft.host_bytes, host_usable)
 
-    current = priced(
-        Plan(
-            batch_size=first,
-            tokens_on_host=False,
-            pairs=tuple(pairs),
-            share=1.0,
-            weights=0,
-            tokens=0,
-            working=0,
-            maps=0,
-            device_bytes=0,
-            host_bytes=0,
-        )
-    )
-    while any(full := too_full(current)):
+    if after is None:
+        first = batch_size or choose_batch_size(config, largest, usable, device, half=half)
+        current = priced(_unpriced(first, pairs))
+        full, line = too_full(current), "memory: %s"
+    else:
+        current = priced(replace(after, batch_size=1))
+        full, line = (True, False), "out of memory, all views once more: %s"
+    while any(full):
         step = _next_step(current, largest, separate, *full)
         if step is None:
+            needs = f"needs about {_mb(current.peak_bytes)} and {_mb(free_bytes)} are free"
             raise ResourceError(
-                f"the run needs about {_mb(current.peak_bytes)} and {_mb(free_bytes)} are free,"
-                " whatever is given up. Use smaller weights, fewer photos or a smaller --size."
+                f"the run {needs if after is None else 'is out of memory'}, whatever is given up."
+                " Use smaller weights, fewer photos or a smaller --size."
             )
         smaller, words = step
         current = replace(priced(smaller), steps=(*current.steps, words))
-        logger.warning("memory: %s", words)
+        logger.warning(line, words)
+        full = too_full(current)
     logger.info(
-        "memory: about %s (weights %s, tokens %s, batch of %d %s, predictions %s), %s free",
+        "memory: about %s (weights %s, tokens %s, predictions %s; first a batch of %d with %s, then"
+        " the alignment with %s), %s free",
         _mb(current.peak_bytes + (0 if separate else current.weights)),
         _mb(current.weights),
         _mb(current.tokens),
+        _mb(current.maps),
         current.batch_size,
         _mb(current.working),
-        _mb(current.maps),
+        _mb(current.alignment),
         _mb(free_bytes),
     )
     return current
@@ -248,14 +267,20 @@ def thinned(pairs: Sequence[Pair], n_keep: int) -> tuple[Pair, ...]:
     return tuple(pair for pair in pairs if pair in kept)
 
 
-def free_host_bytes() -> int:
-    """Return the memory that a program could take without swapping, within its container."""
-    page = os.sysconf("SC_PAGE_SIZE")
+def free_host_bytes() -> int | None:
+    """Return the memory that a program could take without swapping, within its container.
+
+    None where the system does not say.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
     except (OSError, StopIteration):  # not Linux: half of all there is
-        free = os.sysconf("SC_PHYS_PAGES") * page // 2
+        try:
+            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        except (AttributeError, ValueError, OSError):  # not on Windows, not on every system
+            logger.debug("the system does not say how much memory is free: nothing bounds the run")
+            return None
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
@@ -264,12 +289,29 @@ def free_host_bytes() -> int:
     return min(free, max(0, int(limit) - int(used))) if limit.isdecimal() else free
 
 
-def free_device_bytes(device: torch.device) -> int:
-    """Return the free memory of the device; of the host where the two are one."""
+def free_device_bytes(device: torch.device) -> int | None:
+    """Return the free memory of the device; of the host where the two are one. None: unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     return free_host_bytes()
+
+
+def _unpriced(batch_size: int, pairs: Sequence[Pair]) -> Plan:
+    """Return the run that gives up nothing."""
+    return Plan(
+        batch_size=batch_size,
+        tokens_on_host=False,
+        pairs=tuple(pairs),
+        share=1.0,
+        weights=0,
+        tokens=0,
+        working=0,
+        maps=0,
+        alignment=0,
+        device_bytes=0,
+        host_bytes=0,
+    )
 
 
 def _priced(
@@ -279,30 +321,42 @@ def _priced(
     device: str,
     half: bool,
     max_map_bytes: int,
+    samples_per_edge: int,
 ) -> Plan:
     separate = device == "cuda"
     scaled = [tuple(max(1, int(draft.share * side)) for side in shape) for shape in shapes]
     pixels = [height * width for height, width in scaled]
     largest = scaled[max(range(len(pixels)), key=pixels.__getitem__)] if pixels else (0, 0)
-    used = {view for pair in draft.pairs for view in pair}
-    values = sum(pixels[view] for view in used) // config.patch_size**2 * config.enc_dim
-    tokens = values * (_HALF_BYTES if half else _FLOAT_BYTES)
-    predicted = sum(2 * (pixels[i] + pixels[j]) for i, j in draft.pairs)
-    maps = min(predicted * _MAPS_VALUES * _HALF_BYTES, max_map_bytes)
+    degree = Counter(view for pair in draft.pairs for view in pair)  # of the views in use
+    in_use = sum(pixels[view] for view in degree)
+    tokens = in_use // config.patch_size**2 * config.enc_dim
+    tokens *= _HALF_BYTES if half else _FLOAT_BYTES
+    maps = 0
+    for view, n_pairs in degree.items():
+        map_bytes = pixels[view] * _MAPS_VALUES * _HALF_BYTES
+        maps += map_bytes * min(2 * n_pairs, most_maps(map_bytes, len(shapes), max_map_bytes))
+    samples = sample_bytes(2 * len(draft.pairs), samples_per_edge)
+    alignment = alignment_bytes(2 * len(draft.pairs), samples_per_edge)
+    alignment += in_use * _SCENE_VALUES * _FLOAT_BYTES
     working = working_bytes(
         config, (largest[0], largest[1]), draft.batch_size, half=half, device=device
     )
     weights = n_parameters(config) * _FLOAT_BYTES
-    device_bytes = weights + working + (0 if draft.tokens_on_host else tokens) if separate else 0
-    host_bytes = maps + (tokens if draft.tokens_on_host else 0)
+    if separate:
+        host_bytes = maps + alignment + (tokens if draft.tokens_on_host else 0)
+        device_bytes = weights + working + (0 if draft.tokens_on_host else tokens)
+    else:
+        host_bytes = maps + tokens + max(working + samples, alignment)
+        device_bytes = 0
     return replace(
         draft,
         weights=weights,
         tokens=tokens,
         working=working,
         maps=maps,
+        alignment=alignment,
         device_bytes=device_bytes,
-        host_bytes=host_bytes if separate else maps + tokens + working,
+        host_bytes=host_bytes,
     )
 
 
@@ -327,5 +381,9 @@ def _next_step(
     return replace(current, share=share), f"views of {long_edge} pixels"
 
 
-def _mb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:.0f} MB"
+def _exceeds(n_bytes: int, limit: int | None) -> bool:
+    return limit is not None and n_bytes > limit
+
+
+def _mb(n_bytes: int | None) -> str:
+    return "unknown" if n_bytes is None else f"{n_bytes / 1e6:.0f} MB"

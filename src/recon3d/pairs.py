@@ -91,6 +91,22 @@ def needs_similarity(strategy: str, n_views: int) -> bool:
     return by_auto or _RETRIEVAL.fullmatch(strategy) is not None
 
 
+def pair_outline(strategy: str, n_views: int) -> list[tuple[int, int]]:
+    """Return a graph of at least as many pairs as the strategy gives, without a similarity.
+
+    With K neighbours each, and the second step of `auto`, those are at most (K + 2) n: K n to the
+    neighbours, n to the keys, n / 2 among the keys, and n / 2 of the second step.
+
+    Raises:
+        UsageError: as `pair_graph`.
+    """
+    if not needs_similarity(strategy, n_views):
+        return pair_graph(strategy, n_views)
+    match = _RETRIEVAL.fullmatch(strategy)
+    n_neighbours = AUTO_RETRIEVAL if match is None else int(match[1])
+    return pair_graph(f"window:{n_neighbours + 2}", n_views)
+
+
 def is_video(similarity: Similarity) -> bool:
     """Return whether the views that look most alike are those taken just before and after.
 

@@ -1,6 +1,7 @@
 """The whole program: photographs -> views -> pairs -> predictions -> scene."""
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -15,21 +16,17 @@ from recon3d.align import align_groups
 from recon3d.bundle_check import RefineReport
 from recon3d.config import RunConfig
 from recon3d.dense import DenseReport, dense_scene
+from recon3d.device import unless_out_of_memory
 from recon3d.errors import DisconnectedError
 from recon3d.features import RgbOf
+from recon3d.fitting import Fit, smaller_and_smaller
 from recon3d.given import read_cameras
 from recon3d.masks import read_masks
 from recon3d.matches import Matches, collect_matches, merge_orders
-from recon3d.memory import (
-    alignment_bytes,
-    free_device_bytes,
-    free_host_bytes,
-    plan,
-    thinned,
-)
+from recon3d.memory import alignment_bytes, free_device_bytes, thinned
 from recon3d.model import TwoViewModel
 from recon3d.pairs import needs_similarity, pair_graph
-from recon3d.photos import find_photos, load_views, read_photo
+from recon3d.photos import find_photos, read_photo
 from recon3d.predict import (
     EncodedViews,
     encode_views,
@@ -52,13 +49,10 @@ from recon3d.refinement import (
 from recon3d.retrieval import pooled_similarity
 from recon3d.scale import parse_scale_from, scale_scene
 from recon3d.two_step import predict_in_two_steps
-from recon3d.types import LeftOut, PairPrediction, Scene, View
+from recon3d.types import KnownCamera, LeftOut, PairPrediction, Scene, View
 from recon3d.weights import load
 
 logger = logging.getLogger(__name__)
-
-_STAND_IN = "window:6"
-"""As many pairs as a graph by similarity will have, for the memory estimate before there is one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,83 +114,31 @@ def reconstruct_groups(
         dtype = resolve_precision(config.predict.precision, device)
         model = load(config.weights)
         track("weights", 1, 1)
-        views, unusable, config, most_pairs = _views_that_fit(
-            inputs, config, model, device, dtype, track
-        )
-        cameras = () if config.cameras is None else read_cameras(Path(config.cameras), views)
-        masks = () if config.masks is None else read_masks(Path(config.masks), views)
-        started_s = time.perf_counter()
-        encoded = encode_views(model, views, config.predict, track=track)
-        similarity = None
-        if needs_similarity(config.pairs, len(views)):
-            similarity = pooled_similarity([encoded.tokens[n] for n in range(len(views))])
-        pairs = pair_graph(config.pairs, len(views), similarity)
-        if most_pairs is not None:
-            pairs = list(thinned(pairs, most_pairs))
-        logger.info(
-            "network %s (%.0f M parameters) on %s in %s; %d views of %s px, %d pairs (%s)",
-            model.config.name,
-            sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-            device,
-            str(dtype).removeprefix("torch."),
-            len(views),
-            config.photos.size,
-            len(pairs),
-            config.pairs,
-        )
-        if config.pairs == "auto" and len(pairs) < len(views) * (len(views) - 1) // 2:
-            predictions = predict_in_two_steps(
-                model,
-                encoded,
-                pairs,
-                config.predict,
-                similarity=similarity,
-                min_confidence=config.align.min_edge_confidence,
-                track=track,
-            )
-        else:
-            predictions = predict_encoded(model, encoded, pairs, config.predict, track=track)
-        found: list[Matches] = []
-        refining = is_refining(config, len(views))
-        if on_matches is not None or refining:
-            predictions = collect_matches(predictions, found, config.matches)
-        scenes: tuple[Scene, ...] = ()
-        doubt: DisconnectedError | None = None
-        try:
-            scenes = align_groups(
-                predictions,
-                views,
-                config.align,
-                cameras=cameras,
-                masks=masks,
-                limit=None if config.all_components else 1,
-                device=_device_to_align_on(device, len(pairs), config),
-                track=track,
-            )
-        except DisconnectedError as error:
-            doubt = error
-        matches = merge_orders(found)
+        aligned: _Aligned | None = None
+        fits = smaller_and_smaller(inputs, config, model.config, device, dtype, track=track)
+        while aligned is None:
+            fit = next(fits)
+            keep = on_matches is not None
+            attempt = functools.partial(_aligned, model, fit, device, dtype, keep, track)
+            aligned = unless_out_of_memory(attempt)
+        config, views, scenes = fit.config, fit.views, aligned.scenes
+        matches = merge_orders(aligned.matches)
         if on_matches is not None:
             on_matches(matches, views)
-        logger.info(
-            "placed %d of %d views; prediction and alignment took %.1f s",
-            sum(len(scene.views) for scene in scenes),
-            len(views),
-            time.perf_counter() - started_s,
-        )
         refinements: tuple[RefineReport, ...] = ()
         material = Material(
             views=views,
             matches=matches,
-            cameras=cameras,
-            own=_predictor_of_one(model, encoded, config),
+            cameras=aligned.cameras,
+            own=_predictor_of_one(model, aligned.encoded, config),
             rgb_of=_photo_reader(inputs, config),
         )
-        if doubt is not None:
+        refining = is_refining(config, len(views))
+        if aligned.doubt is not None:
             if not refining or has_poses(material):
-                raise doubt
+                raise aligned.doubt
             logger.info("the network joins no two photos; trying image features alone")
-            result = from_features_alone(doubt, material, config, track=track)
+            result = from_features_alone(aligned.doubt, material, config, track=track)
             scenes, refinements = (result[0],), (result[1],)
         elif refining:
             # with several groups a photo outside of one may belong to another
@@ -225,56 +167,93 @@ def reconstruct_groups(
             for scene in scenes
         )
     return Reconstruction(
-        scenes=_with_left_out(scenes, unusable),
+        scenes=_with_left_out(scenes, fit.unusable),
         refinements=refinements,
         dense=dense,
         views=views,
     )
 
 
-def _views_that_fit(
-    inputs: Sequence[str],
-    config: RunConfig,
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Aligned:
+    """What network and alignment say; `doubt` is why there are no scenes."""
+
+    encoded: EncodedViews
+    cameras: tuple[KnownCamera | None, ...]
+    matches: list[Matches]
+    scenes: tuple[Scene, ...]
+    doubt: DisconnectedError | None
+
+
+def _aligned(
     model: TwoViewModel,
+    fit: Fit,
     device: torch.device,
     dtype: torch.dtype,
+    keep_matches: bool,
     track: Track,
-) -> tuple[tuple[View, ...], tuple[LeftOut, ...], RunConfig, int | None]:
-    """Return the views, those left out, the settings that memory allows, and the most pairs.
-
-    The last is None where memory does not bound it.
-    """
-    photos = replace(
-        config.photos,
-        size=config.photos.size or model.config.image_size,
-        patch_size=model.config.patch_size,
+) -> _Aligned:
+    """Predict the pairs of all views and align them."""
+    views, config = fit.views, fit.config
+    cameras = () if config.cameras is None else read_cameras(Path(config.cameras), views)
+    masks = () if config.masks is None else read_masks(Path(config.masks), views)
+    started_s = time.perf_counter()
+    encoded = encode_views(model, views, config.predict, track=track)
+    similarity = None
+    if needs_similarity(config.pairs, len(views)):
+        similarity = pooled_similarity([encoded.tokens[n] for n in range(len(views))])
+    pairs = pair_graph(config.pairs, len(views), similarity)
+    if fit.most_pairs is not None:
+        pairs = list(thinned(pairs, fit.most_pairs))
+    logger.info(
+        "network %s (%.0f M parameters) on %s in %s; %d views of %s px, %d pairs (%s)",
+        model.config.name,
+        sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        device,
+        str(dtype).removeprefix("torch."),
+        len(views),
+        config.photos.size,
+        len(pairs),
+        config.pairs,
     )
-    views, unusable = load_views(inputs, photos, track=track)
-    known = not needs_similarity(config.pairs, len(views))
-    outline = pair_graph(config.pairs if known else _STAND_IN, len(views))
-    planned = plan(
-        model.config,
-        [(view.image.shape[-2], view.image.shape[-1]) for view in views],
-        outline,
-        free_device_bytes(device),
-        device.type,
-        half=dtype != torch.float32,
-        batch_size=config.predict.batch_size,
-        max_map_bytes=config.align.max_map_bytes,
-        host_free_bytes=free_host_bytes() if device.type == "cuda" else None,
+    if config.pairs == "auto" and len(pairs) < len(views) * (len(views) - 1) // 2:
+        predictions = predict_in_two_steps(
+            model,
+            encoded,
+            pairs,
+            config.predict,
+            similarity=similarity,
+            min_confidence=config.align.min_edge_confidence,
+            most_pairs=fit.most_pairs,
+            track=track,
+        )
+    else:
+        predictions = predict_encoded(model, encoded, pairs, config.predict, track=track)
+    found: list[Matches] = []
+    if keep_matches or is_refining(config, len(views)):
+        predictions = collect_matches(predictions, found, config.matches)
+    scenes: tuple[Scene, ...] = ()
+    doubt: DisconnectedError | None = None
+    try:
+        scenes = align_groups(
+            predictions,
+            views,
+            config.align,
+            cameras=cameras,
+            masks=masks,
+            limit=None if config.all_components else 1,
+            device=_device_to_align_on(device, len(pairs), config),
+            track=track,
+        )
+    except DisconnectedError as error:
+        doubt = error
+    logger.info(
+        "placed %d of %d views; prediction and alignment took %.1f s",
+        sum(len(scene.views) for scene in scenes),
+        len(views),
+        time.perf_counter() - started_s,
     )
-    if planned.share < 1:
-        patch = model.config.patch_size
-        size = max(patch, int(planned.share * (photos.size or 0)) // patch * patch)
-        photos = replace(photos, size=size)
-        views, unusable = load_views(inputs, photos)
-    predict = replace(
-        config.predict,
-        batch_size=planned.batch_size,
-        tokens_on_host=planned.tokens_on_host or config.predict.tokens_on_host,
-    )
-    config = replace(config, photos=photos, predict=predict)
-    return views, unusable, config, len(planned.pairs) if planned.pairs != tuple(outline) else None
+    return _Aligned(encoded=encoded, cameras=cameras, matches=found, scenes=scenes, doubt=doubt)
 
 
 def _device_to_align_on(
@@ -283,8 +262,8 @@ def _device_to_align_on(
     """Return the GPU where it has room beside the network; mps has no float64."""
     # both orders of every pair, and as many again as a second step may add
     needed = alignment_bytes(4 * n_pairs, config.align.samples_per_edge)
-    fits = device.type == "cuda" and needed < free_device_bytes(device) // 2
-    return device if fits else None
+    free = free_device_bytes(device) if device.type == "cuda" else None
+    return device if free is not None and needed < free // 2 else None
 
 
 def _densified(

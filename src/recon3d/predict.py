@@ -21,7 +21,7 @@ from recon3d.device import (
     resolve_precision,
     unless_out_of_memory,
 )
-from recon3d.errors import ResourceError, UsageError
+from recon3d.errors import MemoryShortageError, ResourceError, UsageError
 from recon3d.heads import Grid
 from recon3d.memory import choose_batch_size, free_device_bytes
 from recon3d.model import TwoViewModel
@@ -105,7 +105,7 @@ def encode_views(
 
     Raises:
         UsageError: a device, precision or batch size that cannot be used.
-        ResourceError: a single view does not fit into memory.
+        MemoryShortageError: a single view does not fit into memory.
     """
     return _Runner(model, _grids(model, views), config).encode(views, range(len(views)), track)
 
@@ -139,7 +139,7 @@ def predict_encoded(
     Raises:
         ValueError: a pair that is no pair of two encoded views, or given twice.
         UsageError: a device, precision or batch size that cannot be used.
-        ResourceError: a single pair does not fit into memory.
+        MemoryShortageError: a single pair does not fit into memory.
     """
     _check_pairs(pairs, encoded.tokens)
     return _Runner(model, encoded.grids, config).predict(encoded, pairs, track)
@@ -332,7 +332,7 @@ class _Runner:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
                 if len(chunk) == 1:
-                    raise ResourceError(
+                    raise MemoryShortageError(
                         f"one pair of views does not fit into the memory of {self.device}. "
                         + _ADVICE
                     )

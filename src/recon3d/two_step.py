@@ -29,13 +29,15 @@ def predict_in_two_steps(
     *,
     similarity: Float[np.ndarray, "view view"] | None,
     min_confidence: float,
+    most_pairs: int | None = None,
     track: Track = silent,
 ) -> Iterator[PairPrediction]:
     """Yield the predictions of `pairs`, then those of pairs that hold weak places better.
 
     A prediction counts as strong as its mean log-confidence, or not at all where its mean
     confidence is below `min_confidence`. `recon3d.pairs_extra` says which pairs are added; where
-    nothing is weak there are none. Other arguments and errors as for `predict_encoded`.
+    nothing is weak there are none, and `most_pairs` bounds those of both steps together. Other
+    arguments and errors as for `predict_encoded`.
     """
     strength: dict[tuple[int, int], float] = dict.fromkeys(pairs, 0.0)
     for prediction in predict_encoded(model, encoded, pairs, config, track=track):
@@ -46,6 +48,8 @@ def predict_in_two_steps(
         yield prediction
     n_views = len(encoded.tokens)
     budget = math.ceil(EXTRA_SHARE * n_views)
+    if most_pairs is not None:
+        budget = min(budget, max(0, most_pairs - len(pairs)))
     extra = extra_pairs(n_views, pairs, np.array(list(strength.values())), similarity, budget)
     if extra:
         logger.info("%d more pairs join or strengthen what few pairs hold", len(extra))
