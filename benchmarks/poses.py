@@ -3,7 +3,8 @@
 A folder holds images/ and gt.json as `recon3d synth` writes them (world_to_camera per image).
 Prints one JSON line a folder: photos placed, median and worst error of the relative rotations
 over all pairs of placed photos beside the median true rotation, median error of the direction
-between camera centres, focal error, seconds.
+between camera centres, focal error; error of each camera's rotation, all turned together to fit
+best, beside the uncertainty that the scene states of it (root mean squares); seconds.
 """
 
 import argparse
@@ -23,6 +24,13 @@ from recon3d.pipeline import reconstruct
 def angle_deg(rotation: np.ndarray) -> float:
     """Angle of a rotation matrix."""
     return float(np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))))
+
+
+def own_errors_deg(true: np.ndarray, ours: np.ndarray) -> list[float]:
+    """Error of each rotation [camera, 3, 3] after the one turn of all that fits best."""
+    u, _, vh = np.linalg.svd((true @ ours.transpose(0, 2, 1)).sum(0))
+    turn = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vh)]) @ vh
+    return [angle_deg(a.T @ turn @ b) for a, b in zip(true, ours, strict=True)]
 
 
 def measure(folder: Path, config: RunConfig) -> dict[str, object]:
@@ -48,6 +56,8 @@ def measure(folder: Path, config: RunConfig) -> dict[str, object]:
         lengths = np.linalg.norm(true[:3, 3]) * np.linalg.norm(ours[:3, 3])
         cosine = true[:3, 3] @ ours[:3, 3] / max(lengths, 1e-12)
         directions.append(float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))))
+    own = own_errors_deg(np.stack([truth[n][0][:3, :3] for n in names]), cam2world[:, :3, :3])
+    said = [verdict.rotation_uncertainty_deg for verdict in scene.verdicts]
     focal = [
         abs(float(k[0, 0]) / float(view.photo2view[0, 0]) / truth[name][1] - 1)
         for k, view, name in zip(scene.intrinsics, scene.views, names, strict=True)
@@ -60,6 +70,8 @@ def measure(folder: Path, config: RunConfig) -> dict[str, object]:
         "true_rotation_deg_median": round(float(np.median(sizes)), 2),
         "direction_deg_median": round(float(np.median(directions)), 1),
         "focal_pct_median": round(100 * float(np.median(focal)), 1),
+        "own_rotation_deg_rms": round(float(np.sqrt(np.mean(np.square(own)))), 3),
+        "uncertainty_deg_rms": round(float(np.sqrt(np.nanmean(np.square(said)))), 3),
         "seconds": round(seconds, 1),
     }
 
