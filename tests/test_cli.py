@@ -459,6 +459,31 @@ def test_matches_with_an_unknown_ending_are_refused_before_any_work(
     assert "known ending" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-o", "n.npz", "--matches", "n.npz"),
+        ("-o", "n.npz", "--matches", "../photos/n.npz", "--overwrite"),
+        ("-o", "./", "--matches", "scene.npz"),
+        ("-o", "n.npz", "--matches", "n-2.npz", "--all-components"),
+        ("-o", "n.npz", "-o", "n-3.npz", "--all-components", "--overwrite"),
+    ],
+)
+def test_no_file_is_written_twice(
+    folder: Path,
+    fake: Callable[..., list[RunConfig]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+):
+    monkeypatch.chdir(folder)
+    configs = fake((scene_of(), scene_of()))
+    assert call("run", "photos", *arguments) == 2
+    assert configs == []
+    assert list(folder.iterdir()) == []
+    assert "would be written twice" in capsys.readouterr().err
+
+
 def test_overwrite_replaces(folder: Path, fake: Callable[..., list[RunConfig]]):
     fake(scene_of())
     (folder / "a.ply").write_bytes(b"old")

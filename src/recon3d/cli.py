@@ -134,11 +134,11 @@ def run(
         from recon3d.match_file import check_match_output, write_matches
         from recon3d.pipeline import reconstruct_groups
 
-        check_outputs(output, overwrite=overwrite)
-        if config.all_components:
-            check_groups(output, overwrite=overwrite)
         if matches is not None:
             check_match_output(matches, overwrite=overwrite)
+        check_outputs(output, overwrite=overwrite, matches=matches)
+        if config.all_components:
+            check_groups(output, overwrite=overwrite, matches=matches)
         console("start", 1, 1)
         keep = None if matches is None else partial(write_matches, matches)
         found = reconstruct_groups(photos, config, on_matches=keep, track=console)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from io import BufferedIOBase
@@ -71,9 +72,17 @@ def numbered(output: str, number: int) -> str:
     return str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
 
 
-def check_groups(outputs: Sequence[str], *, overwrite: bool) -> None:
-    """Check as `check_outputs` that no group's output is there already."""
+def check_groups(outputs: Sequence[str], *, overwrite: bool, matches: str | None = None) -> None:
+    """Check as `check_outputs` that no group's output is there already or written twice."""
+    files = [target for output in outputs for target in _targets(output)]
+    files += [] if matches is None else [Path(matches)]
     for output in outputs:
+        for file in files:
+            if _is_of_a_group(file, output):
+                raise UsageError(
+                    f"{file} would be written twice, once for a group of {output}."
+                    " Choose another name."
+                )
         here = Path(output)
         pattern = f"{here.name}-*" if _is_folder(output) else f"{here.stem}-*{here.suffix}"
         for old in sorted(here.parent.glob(pattern)) if here.parent.is_dir() else []:
@@ -82,8 +91,8 @@ def check_groups(outputs: Sequence[str], *, overwrite: bool) -> None:
                 raise UsageError(f"{old} exists; add --overwrite or choose another name.")
 
 
-def check_outputs(outputs: Sequence[str], *, overwrite: bool) -> None:
-    """Check, before any work, that every output can be written.
+def check_outputs(outputs: Sequence[str], *, overwrite: bool, matches: str | None = None) -> None:
+    """Check, before any work, that every output can be written, beside a file of `matches`.
 
     Raises:
         UsageError: an unknown ending, an existing file without `overwrite`, two equal outputs.
@@ -94,12 +103,12 @@ def check_outputs(outputs: Sequence[str], *, overwrite: bool) -> None:
         try:
             for target in _targets(output):
                 _check_target(target, overwrite=overwrite)
-                if target.resolve() in seen:
-                    raise UsageError(f"{target} would be written twice. Give each output once.")
-                seen.add(target.resolve())
+                _check_once(target, seen)
             _check_folder(Path(output) if _is_folder(output) else Path(output).parent, output)
         except OSError as error:
             raise not_writable(Path(output), error) from error
+    if matches is not None:
+        _check_once(Path(matches), seen)
 
 
 def _is_folder(output: str) -> bool:
@@ -126,6 +135,25 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{target} is a folder. Choose another name or end it with /.")
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists; add --overwrite or choose another name.")
+
+
+def _check_once(file: Path, seen: set[Path]) -> None:
+    place = file.resolve()
+    if place in seen:
+        raise UsageError(f"{file} would be written twice. Give each output a name of its own.")
+    seen.add(place)
+
+
+def _is_of_a_group(file: Path, output: str) -> bool:
+    """Say whether `file` is what a group beyond the first writes for `output`."""
+    here, there = Path(output), file
+    if _is_folder(output):
+        if file.name not in FOLDER_FILES:
+            return False
+        there = file.parent
+    pattern = f"{re.escape(here.stem)}-[0-9]+{re.escape(here.suffix)}"
+    same_folder = here.parent.resolve() == there.parent.resolve()
+    return same_folder and re.fullmatch(pattern, there.name) is not None
 
 
 def _check_folder(folder: Path, output: str) -> None:
