@@ -538,6 +538,31 @@ def test_other_faults(
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("module", ["recon3d.errors", "pycolmap"])
+def test_sigterm_is_one_line_and_code_143(folder: Path, module: str):
+    if module == "pycolmap":
+        pytest.importorskip(module)
+    code = (
+        "import os, signal, time\n"
+        "from recon3d import cli\n"
+        "from recon3d.bundle_solve import require_pycolmap\n"
+        "from recon3d.files import atomic_write\n"
+        "from pathlib import Path\n"
+        "def wait(*_, **__):\n"
+        f"    {'require_pycolmap()' if module == 'pycolmap' else 'pass'}\n"
+        "    with atomic_write(Path('half.ply')):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(30)\n"
+        "import recon3d.pipeline\n"
+        "recon3d.pipeline.reconstruct_groups = wait\n"
+        "cli.main(['run', 'photos', '-o', 'a.ply'])\n"
+    )
+    done = run_python("-c", code, cwd=folder)
+    assert (done.returncode, done.stderr) == (143, "recon3d: interrupted (SIGTERM).\n")
+    assert list(folder.iterdir()) == []
+
+
 def test_a_bug_shows_its_traceback_only_with_v(
     folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
 ):

@@ -1,11 +1,12 @@
 """The first signal is a wish, the second acts as ever."""
 
+import ctypes
 import os
 import signal
 
 import pytest
 
-from recon3d.interrupt import Interrupt
+from recon3d.interrupt import Interrupt, sigterm_exits, sigterm_kept
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -29,3 +30,30 @@ def test_the_second_acts_and_others_are_as_before() -> None:
         pass
     assert not interrupt.asked
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_sigterm_leaves_with_its_code_and_is_as_before() -> None:
+    with pytest.raises(SystemExit) as left, sigterm_exits(143):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert left.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_an_ignored_sigterm_stays_ignored() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with sigterm_exits(143):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs the C library of the process")
+def test_what_a_library_in_c_does_to_sigterm_is_undone() -> None:
+    library = ctypes.CDLL(None)
+    library.signal.restype = ctypes.c_void_p
+    with sigterm_exits(143):
+        with sigterm_kept():
+            library.signal(int(signal.SIGTERM), ctypes.c_void_p(1))  # SIG_IGN
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)

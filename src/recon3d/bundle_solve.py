@@ -21,6 +21,7 @@ from torch import Tensor
 from recon3d.config import RefineConfig
 from recon3d.errors import UsageError
 from recon3d.geometry import invert_rigid, transform_points
+from recon3d.interrupt import sigterm_kept
 from recon3d.tracks import Tracks, ray_angle, select_observations, triangulate
 from recon3d.types import Scene
 
@@ -87,7 +88,8 @@ def require_pycolmap() -> ModuleType:
         UsageError: it is missing; says how to install it.
     """
     try:
-        import pycolmap
+        with sigterm_kept():  # glog inside of it dumps its stack instead
+            import pycolmap
     except ImportError as error:
         raise UsageError(
             "--refine needs pycolmap: pip install 'recon3d[colmap]', or leave it out."

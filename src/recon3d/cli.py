@@ -43,7 +43,15 @@ from recon3d.cli_options import (
     say,
 )
 from recon3d.console import Console
-from recon3d.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, ReconError, ResourceError, UsageError
+from recon3d.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PARTIAL,
+    EXIT_TERMINATED,
+    ReconError,
+    ResourceError,
+    UsageError,
+)
+from recon3d.interrupt import sigterm_exits
 from recon3d.settings import run_config
 from recon3d.threads import limit_threads
 
@@ -197,9 +205,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _exit_code(arguments: list[str]) -> int:
     """Run a command; every fault becomes one line on stderr and its code."""
     try:
-        code = int(app(args=arguments, prog_name="recon3d", standalone_mode=False) or 0)
+        with sigterm_exits(EXIT_TERMINATED):
+            code = int(app(args=arguments, prog_name="recon3d", standalone_mode=False) or 0)
         # typer has caught Ctrl-C already, without a word
         return _fault("interrupted.", code) if code == EXIT_INTERRUPTED else code
+    except SystemExit:
+        return _fault("interrupted (SIGTERM).", EXIT_TERMINATED)
     except ReconError as error:
         return _fault(str(error), error.exit_code)
     except typer.TyperException as error:

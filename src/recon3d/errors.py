@@ -56,3 +56,5 @@ EXIT_PARTIAL = 5
 """Exit code of a run that finished but left some photographs or scenes out."""
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+EXIT_TERMINATED = 143
+"""Exit code after SIGTERM, as shells and containers know it."""
