@@ -347,21 +347,6 @@ def test_python_dash_m_runs_it():
     assert (done.returncode, done.stdout) == (0, f"recon3d {__version__}\n")
 
 
-def test_a_reader_that_leaves_early_is_no_fault():
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-m", "recon3d", "--version"],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
-    )
-    os.close(write)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 def test_a_whole_run_writes_every_output_and_says_so(
     folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
 ):

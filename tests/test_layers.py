@@ -10,10 +10,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
     "errors progress interrupt compiler essential exif cycles retrieval sky measure depth_warp "
     "sweep_fill threads synth.world synth.atlas synth.draw synth.relief",
-    "config console files catalogue torch_file image_header pairs colmap synth.trace "
+    "config streams files catalogue torch_file image_header pairs colmap synth.trace "
     "synth.textures synth.sensor",
-    "settings device download memory types model_config ground_truth pairs_extra synth.ground "
-    "synth.materials",
+    "console settings device download memory types model_config ground_truth pairs_extra "
+    "synth.ground synth.materials",
     "geometry attention compiled published cameras matches ply scene_file views baselines",
     "heads match_file tracks features wide_check given_files masks scale checkpoint sweep parallel "
     "repeats synth.shapes",
@@ -56,6 +56,7 @@ LIGHT = {
     "errors",
     "progress",
     "settings",
+    "streams",
 }
 HEAVY = {"torch", "cv2", "numpy", "scipy", "open3d", "trimesh", "safetensors", "rich"}
 

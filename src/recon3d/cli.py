@@ -1,5 +1,6 @@
 """The command line: parse, one library call, print. Heavy imports happen inside the commands."""
 
+import errno
 import json
 import sys
 import traceback
@@ -39,7 +40,6 @@ from recon3d.cli_options import (
     VerboseOption,
     VoxelOption,
     WeightsOption,
-    emit,
     say,
 )
 from recon3d.console import Console
@@ -53,6 +53,7 @@ from recon3d.errors import (
 )
 from recon3d.interrupt import sigterm_exits
 from recon3d.settings import run_config
+from recon3d.streams import emit, open_closed_streams, settle, tell
 from recon3d.threads import limit_threads
 
 app = typer.Typer(
@@ -197,9 +198,12 @@ app.add_typer(cli_weights.app, name="weights")
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
+    open_closed_streams()
     limit_threads()
     arguments = sys.argv[1:] if argv is None else list(argv)
-    sys.exit(_exit_code(arguments))
+    code = _exit_code(arguments)
+    settle()
+    sys.exit(code)
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -209,8 +213,10 @@ def _exit_code(arguments: list[str]) -> int:
             code = int(app(args=arguments, prog_name="recon3d", standalone_mode=False) or 0)
         # typer has caught Ctrl-C already, without a word
         return _fault("interrupted.", code) if code == EXIT_INTERRUPTED else code
-    except SystemExit:
-        return _fault("interrupted (SIGTERM).", EXIT_TERMINATED)
+    except SystemExit as left:
+        if left.code == EXIT_TERMINATED:
+            return _fault("interrupted (SIGTERM).", EXIT_TERMINATED)
+        return 0  # typer's way to say that nobody reads the help any more
     except ReconError as error:
         return _fault(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -219,7 +225,10 @@ def _exit_code(arguments: list[str]) -> int:
         return _fault(f"{text} See recon3d --help.", UsageError.exit_code) if text else 2
     except MemoryError:
         return _fault("out of memory. Use a smaller --size or fewer photos.", 6)
-    except Exception as error:  # a bug: say so in one line
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fault(f"{error}. Free some space.", ResourceError.exit_code)
+        # else a bug: say so in one line
         if {"-v", "--verbose"} & set(arguments):
             traceback.print_exc()
         what = f"{type(error).__name__}: {error}"
@@ -227,5 +236,5 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def _fault(text: str, code: int) -> int:
-    sys.stderr.write("recon3d: " + " ".join(text.splitlines()) + "\n")
+    tell("recon3d: " + " ".join(text.splitlines()))
     return code

@@ -1,7 +1,5 @@
-"""The options that commands share, and their two ways to speak: stderr and stdout."""
+"""The options that commands share, and how commands speak to people."""
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +7,7 @@ import typer
 
 from recon3d.config import CamerasAre, Precision
 from recon3d.settings import default
+from recon3d.streams import tell
 
 
 def _option(flag: str, help_text: str, **limits: Any) -> Any:
@@ -120,14 +119,4 @@ VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Everything
 def say(text: str, quiet: bool) -> None:
     """Write a line for people to stderr."""
     if not quiet:
-        sys.stderr.write(text + "\n")
-
-
-def emit(text: str) -> None:
-    """Write a line to stdout; a reader that has gone away is no fault."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # the interpreter flushes once more at exit: let that go nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        tell(text)

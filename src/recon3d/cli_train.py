@@ -19,7 +19,6 @@ from recon3d.cli_options import (
     SizeOption,
     VerboseOption,
     WeightsOption,
-    emit,
     say,
 )
 from recon3d.config import (
@@ -36,6 +35,7 @@ from recon3d.config import (
 from recon3d.console import Console
 from recon3d.errors import UsageError
 from recon3d.settings import run_config
+from recon3d.streams import emit
 
 app = typer.Typer()
 

@@ -11,11 +11,11 @@ from recon3d.cli_options import (
     OverwriteOption,
     QuietOption,
     VerboseOption,
-    emit,
     say,
 )
 from recon3d.console import Console
 from recon3d.settings import default
+from recon3d.streams import emit
 
 app = typer.Typer(help="Network weights: embedded, published, own.", no_args_is_help=True)
 

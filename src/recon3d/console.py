@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from recon3d.streams import tell
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -88,7 +90,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        sys.stderr.write(self.format(record) + "\n")
+        tell(self.format(record))
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line: the bare text, or with level and module if verbose."""
