@@ -295,6 +295,60 @@ def test_usage_faults_are_one_line_and_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ("run", "photos", "-o", "a.ply", "--size", "abc"),
+            "Invalid value for '--size': 'abc'; it must be a valid integer."
+            " See recon3d run --help.",
+        ),
+        (
+            ("evaluate", "data", "-o", "t.json", "--max-photos", "0"),
+            "Invalid value for '--max-photos': '0'; it must be greater than or equal to 2."
+            " See recon3d evaluate --help.",
+        ),
+        (
+            ("run", "photos", "-o", "a.ply", "--precision", "fp8"),
+            "Invalid value for '--precision': 'fp8' is not one of 'auto', 'fp32', 'bf16', 'fp16'."
+            " See recon3d run --help.",
+        ),
+        (("run", "photos"), "Missing option '-o' / '--output'. See recon3d run --help."),
+    ],
+)
+def test_a_usage_fault_names_the_value_and_what_to_do(
+    arguments: tuple[str, ...], line: str, capsys: pytest.CaptureFixture[str]
+):
+    assert call(*arguments) == 2
+    assert capsys.readouterr().err == f"recon3d: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "", "-o", "a.ply"), "the argument after run is empty"),
+        (("run", "photos", "-o", "a.ply", "--cameras", ""), "the argument after --cameras is"),
+        (("run", "photos", "-o", "a.ply", "--weights="), "the value of --weights is empty"),
+        (("evaluate", "", "-o", "t.json"), "the argument after evaluate is empty"),
+        (("train", "-o", ""), "the argument after -o is empty"),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(
+    arguments: tuple[str, ...],
+    words: str,
+    folder: Path,
+    fake: Callable[..., list[RunConfig]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(folder)
+    configs = fake(scene_of())
+    assert call(*arguments) == 2
+    assert configs == []
+    assert words in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize("arguments", [(), ("weights",)])
 def test_no_arguments_show_the_help_and_leave_with_2(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]

@@ -123,6 +123,14 @@ def test_nothing_to_find_is_one_clear_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_an_empty_input_is_not_the_current_folder(tmp_path, monkeypatch):
+    write(tmp_path, "1.jpg", b"")
+    monkeypatch.chdir(tmp_path)
+    assert len(find_photos(["."])) == 1
+    with pytest.raises(UsageError, match="an input is empty"):
+        find_photos([""])
+
+
 # --- reading one photo ---------------------------------------------------------------------------
 
 

@@ -79,6 +79,7 @@ def test_every_option_reaches_its_field():
         ("[photos]\nsise = 3", "'photos.sise' in .* is not a setting"),
         ("[viewer]\nport = 3", "'viewer' in .* is not a setting"),
         ("photos = 3", "'photos' in .* must be a table"),
+        ('cameras = ""', "cameras is '' .* must be a text that is not empty"),
         ("[weights]\na = 1", "weights is {'a': 1} .* must be a text"),
         ('[photos]\nsize = "big"', "photos.size is 'big' in .* must be a whole number"),
         ("[photos]\nsize = true", "photos.size is True in .* must be a whole number"),

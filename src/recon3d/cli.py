@@ -6,7 +6,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, NoReturn
+from itertools import pairwise
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -209,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _exit_code(arguments: list[str]) -> int:
     """Run a command; every fault becomes one line on stderr and its code."""
     try:
+        _check_arguments(arguments)
         with sigterm_exits(EXIT_TERMINATED):
             code = int(app(args=arguments, prog_name="recon3d", standalone_mode=False) or 0)
         # typer has caught Ctrl-C already, without a word
@@ -220,9 +222,7 @@ def _exit_code(arguments: list[str]) -> int:
     except ReconError as error:
         return _fault(str(error), error.exit_code)
     except typer.TyperException as error:
-        # an empty message is the help page, shown already
-        text = error.format_message()
-        return _fault(f"{text} See recon3d --help.", UsageError.exit_code) if text else 2
+        return _usage_fault(error)
     except MemoryError:
         return _fault("out of memory. Use a smaller --size or fewer photos.", 6)
     except Exception as error:
@@ -233,6 +233,28 @@ def _exit_code(arguments: list[str]) -> int:
             traceback.print_exc()
         what = f"{type(error).__name__}: {error}"
         return _fault(f"unexpected fault, please report it ({what}); -v shows more.", 1)
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse empty arguments: as paths they would mean the current folder."""
+    for before, argument in pairwise(["recon3d", *arguments]):
+        name, equals, value = argument.partition("=")
+        if not argument or (name.startswith("--") and equals and not value):
+            where = f"the value of {name}" if argument else f"the argument after {before}"
+            raise UsageError(f"{where} is empty. Give it a value; is a variable not set?")
+
+
+def _usage_fault(error: typer.TyperException) -> int:
+    text = error.format_message()
+    if not text:
+        return UsageError.exit_code  # the help page, shown already
+    details: Any = getattr(error.__cause__, "errors", list)()  # pydantic's, where values are wrong
+    for detail in details:
+        reason = detail["msg"].partition(", unable to")[0].removeprefix("Value error, ")
+        reason = reason.replace("Input should be", f"{detail['input']!r}; it must be")
+        text = text.replace(detail["msg"], reason)
+    command = getattr(getattr(error, "ctx", None), "command_path", "recon3d")
+    return _fault(f"{text.rstrip('.')}. See {command} --help.", UsageError.exit_code)
 
 
 def _fault(text: str, code: int) -> int:

@@ -54,6 +54,7 @@ def find_photos(inputs: Sequence[str]) -> list[tuple[Path, str]]:
     folder in front. A path given twice counts once. Files are not opened.
 
     Raises:
+        UsageError: when an input is empty text.
         InputError: when an input does not exist or holds no photographs.
     """
     paths = {path.absolute() for text in inputs for path in _expand(text)}
@@ -164,6 +165,8 @@ def load_views(
 
 
 def _expand(text: str) -> list[Path]:
+    if not text:  # as a path it would mean the current folder
+        raise UsageError("an input is empty. Give a folder, files or a pattern of photographs.")
     path = Path(text)
     legal = " ".join(extension.removeprefix(".") for extension in EXTENSIONS)
     try:

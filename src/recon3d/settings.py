@@ -161,6 +161,8 @@ def _converted(value: Any, kind: Any, name: str, where: str) -> Any:
         if math.isfinite(value):
             return float(value)
         wanted = "a finite number"
+    elif plain is str and value == "":
+        wanted = "a text that is not empty"
     elif isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
         return value
     else:
