@@ -42,6 +42,12 @@ def test_options_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path
     assert isinstance(config.align.focal_px, float)
 
 
+def test_a_byte_order_mark_is_no_setting(tmp_path: Path):
+    path = write(tmp_path, "\ufeff[photos]\nsize = 64\n")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert run_config(path, {}).photos.size == 64
+
+
 def test_every_option_reaches_its_field():
     values = {
         "--weights": "w.safetensors",
