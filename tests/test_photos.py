@@ -339,6 +339,7 @@ def test_a_very_wide_photo_gets_enough_pixels_from_reduced_decoding(tmp_path):
     ("files", "words"),
     [
         ({"a.png": encode(".png", texture(32, 32))}, r"one photograph is not enough \(a.png\)"),
+        ({"a.jpg": b"text"}, r"of 1 file none is a usable photograph \(a.jpg: not a photo"),
         (
             {f"{k}.png": encode(".png", texture(32, 32)) for k in range(3)},
             r"of 3 files only one .* \(1.png: same content as 0.png; 2.png: same",
@@ -356,6 +357,19 @@ def test_too_few_photos(tmp_path, files, words):
         load_views([str(tmp_path)], CONFIG)
     assert "Give at least 2" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_pictures_that_cannot_be_read_are_mentioned(tmp_path, caplog):
+    two_photos(tmp_path)
+    for name in ("good0.CR2", ".hidden.gif", "notes.txt"):
+        write(tmp_path, name, b"")
+    load_views([str(tmp_path)], CONFIG)
+    assert "passed over" not in caplog.text
+    for name in ("b.gif", "a.DNG"):
+        write(tmp_path, name, b"")
+    views, left_out = load_views([str(tmp_path)], CONFIG)
+    assert "passed over 2 pictures of kinds that cannot be read ('a.DNG', 'b.gif')" in caplog.text
+    assert (len(views), left_out) == (2, ())
 
 
 @pytest.mark.parametrize("size", [0, -5, 15, 8193])

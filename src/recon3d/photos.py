@@ -37,6 +37,11 @@ logger = logging.getLogger(__name__)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif")
 """What counts as a photograph in a folder or behind a pattern, in any case of letters."""
 
+_UNREADABLE = (  # pictures all the same, so that passing over them is worth a word
+    *(".gif", ".avif", ".jxl", ".jp2"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
+)
+_N_NAMED = 5  # names that one line of warning holds
 _MAX_SIZE = 8192  # of a view in pixels; the network would need more memory than there is
 _MOST_THREADS = 4
 _OPENCV_MAX_PIXELS = 2**30  # OpenCV's own limit, fixed at the moment it is imported
@@ -119,9 +124,6 @@ def load_views(
     start_s = time.perf_counter()
     found = find_photos(inputs)
     where = inputs[0] if len(inputs) == 1 else f"the {len(inputs)} inputs together"
-    if len(found) < 2:
-        names = ", ".join(name for _, name in found) or "none"
-        raise InputError(f"{where}: one photograph is not enough ({names}). Give at least 2.")
 
     def view_of(item: tuple[Path, str]) -> View | LeftOut:
         try:
@@ -150,14 +152,18 @@ def load_views(
         for n, other in sorted(repeats.items())
     ]
     used = tuple(view for n, view in enumerate(read) if n not in repeats)
+    if len(used) < 2 and not left_out:
+        names = ", ".join(view.name for view in used) or "none"
+        raise InputError(f"{where}: one photograph is not enough ({names}). Give at least 2.")
     if len(used) < 2:
-        usable = "only one" if used else "none"
+        usable, plural = "only one" if used else "none", "s" if len(found) > 1 else ""
         reasons = "; ".join(f"{out.name}: {out.reason}" for out in left_out[:3])
         more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         raise InputError(
-            f"{where}: of {len(found)} files {usable} is a usable photograph"
+            f"{where}: of {len(found)} file{plural} {usable} is a usable photograph"
             f" ({reasons}{more}). Give at least 2."
         )
+    _mention_unreadable(inputs)
     for entry in left_out:
         logger.warning("left out %s: %s", entry.name, entry.reason)
     logger.info("read %d photos in %.2f s", len(used), time.perf_counter() - start_s)
@@ -189,6 +195,29 @@ def _expand(text: str) -> list[Path]:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise InputError(f"{text!r} cannot be read ({error}). Check the path.") from error
     raise InputError(f"{text} does not exist. Give a folder, files or a pattern of photographs.")
+
+
+def _mention_unreadable(inputs: Sequence[str]) -> None:
+    """Warn of pictures in the folders that no photo stands for (raw files often have one)."""
+    folders = [Path(text) for text in inputs if Path(text).is_dir()]
+    entries = [entry for folder in folders for entry in sorted(folder.iterdir())]
+    photos = {entry.with_suffix("") for entry in entries if _looks_like_photo(entry)}
+    names = [
+        entry.name
+        for entry in entries
+        if entry.suffix.lower() in _UNREADABLE
+        and not entry.name.startswith(".")
+        and entry.with_suffix("") not in photos
+    ]
+    if names:
+        shown = ", ".join(repr(name[:80]) for name in names[:_N_NAMED])
+        more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
+        logger.warning(
+            "passed over %d pictures of kinds that cannot be read (%s%s). Convert them to JPEG or PNG.",
+            len(names),
+            shown,
+            more,
+        )
 
 
 def _looks_like_photo(path: Path) -> bool:
