@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from recon3d import catalogue, weights, weights_info
 from recon3d.catalogue import CATALOGUE, RECORD, cache_folder, folder_of, is_downloaded, verified
@@ -443,3 +444,28 @@ def test_convert_writes_our_own_file(
     assert call("weights", "convert", out, tmp_path / "half.safetensors", "--overwrite") == 0
     assert call("weights", "convert", out, tmp_path / "half.pth") == 2
     assert call("weights", "convert", tmp_path / "none.pth", tmp_path / "x.safetensors") == 7
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_convert_keeps_licence_and_type_of_the_packaged_weights(
+    tmp_path: Path, copied: bool
+) -> None:
+    source = weights.locate(weights.EMBEDDED)
+    if copied:
+        for file in (source, source.with_suffix(".json")):
+            shutil.copy(file, tmp_path)
+        source = tmp_path / source.name
+    out = tmp_path / "own.safetensors"
+    assert call("weights", "convert", source, out, "-q") == 0
+    facts = weights_info.describe(str(out))
+    assert facts["licence"] == weights_info.LICENCE
+    own, theirs = load_file(out), load_file(source)
+    assert all(torch.equal(own[name], tensor) for name, tensor in theirs.items())
+    assert {tensor.dtype for tensor in own.values()} == {torch.float16}
+
+
+def test_an_unknown_name_is_told_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("weights", "info", "nope") == 7
+    shown = capsys.readouterr().err
+    assert all(name in shown for name in ("nope", weights.EMBEDDED, *CATALOGUE))
+    assert shown.count("\n") == 1

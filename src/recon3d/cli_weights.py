@@ -95,7 +95,9 @@ def weights_download(
 def weights_convert(
     source: WeightsArgument,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file to write.")],
-    half: Annotated[bool, typer.Option("--half", help="Store fp16: half the size.")] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store fp16: half the size. What is fp16 stays so.")
+    ] = False,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:

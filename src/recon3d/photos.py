@@ -213,7 +213,7 @@ def _mention_unreadable(inputs: Sequence[str]) -> None:
         shown = ", ".join(repr(name[:80]) for name in names[:_N_NAMED])
         more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
         logger.warning(
-            "passed over %d pictures of kinds that cannot be read (%s%s). Convert them to JPEG or PNG.",
+            "passed over %d pictures of kinds that cannot be read (%s%s). Convert them to JPEG.",
             len(names),
             shown,
             more,

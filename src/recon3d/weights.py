@@ -62,13 +62,17 @@ def locate(name_or_path: str) -> Path:
     """Return the file or folder of some weights: "embedded", a name of the catalogue, or a path.
 
     Raises:
-        WeightsError: the packaged model is missing, or published weights are not downloaded or
-            have changed since.
+        WeightsError: no such file or name, the packaged model is missing, or published weights
+            are not downloaded or have changed since.
     """
     if name_or_path in CATALOGUE:
         return verified(name_or_path)
     if name_or_path != EMBEDDED:
-        return Path(name_or_path)
+        path = Path(name_or_path)
+        if not path.exists():
+            names = ", ".join([EMBEDDED, *CATALOGUE])
+            raise WeightsError(f"{path} does not exist. Give a file of weights, or one of {names}.")
+        return path
     path = Path(str(files("recon3d") / "data" / "embedded.safetensors"))
     for file in (path, path.with_suffix(".json")):
         if not file.is_file():

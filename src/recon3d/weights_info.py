@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from recon3d import croco_file, weights
@@ -26,7 +27,8 @@ def convert(
     """Write weights of any known layout as our own file, and return the files written.
 
     Those of a two-view network get their config beside them, those of cross-view completion hold
-    it. The licence and the SHA-256 of the source are kept in the metadata of the file.
+    it. Stored in fp16 if `half`, or if the source is. The licence and the SHA-256 of the source are
+    kept in the metadata of the file.
 
     Raises:
         UsageError: `path` is no .safetensors file, or a file exists and `overwrite` is not set.
@@ -43,6 +45,7 @@ def convert(
         "licence": _licence(name_or_path, checkpoint),
         "converted_from_sha256": sha256(checkpoint.file),
     }
+    half = half or all(tensor.dtype is torch.float16 for tensor in checkpoint.tensors.values())
     model = _build(checkpoint)
     if isinstance(model, CrocoModel):
         croco_file.save(model, path, half=half, metadata=metadata)
@@ -108,8 +111,15 @@ def _listed(entry: Published) -> dict[str, Any]:
 
 
 def _licence(name_or_path: str, checkpoint: Checkpoint) -> str:
-    if name_or_path == weights.EMBEDDED:
+    if name_or_path == weights.EMBEDDED or _is_embedded(checkpoint.file):
         return LICENCE
     if name_or_path in CATALOGUE:
         return CATALOGUE[name_or_path].licence.name
     return checkpoint.licence or _UNKNOWN_LICENCE
+
+
+def _is_embedded(file: Path) -> bool:
+    """Say whether the file is a copy of the packaged weights."""
+    packaged = weights.locate(weights.EMBEDDED)
+    same_size = file.stat().st_size == packaged.stat().st_size
+    return same_size and sha256(file) == sha256(packaged)
