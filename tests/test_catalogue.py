@@ -402,7 +402,7 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
 
 def test_a_cache_that_cannot_be_written(hub: Hub, cache: Path) -> None:
     cache.write_text("a file is in the way")
-    with pytest.raises(ResourceError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot be written"):
         download(NAME, licence_accepted=True)
 
 

@@ -193,15 +193,19 @@ def test_one_bad_output_of_two_stops_before_any_work(
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
-@pytest.mark.parametrize("output", ["/proc/self/scene.ply", "missing/scene.ply"])
-def test_an_unwritable_output_is_one_line_and_code_6(
+@pytest.mark.parametrize(
+    ("output", "code"),
+    [("/proc/self/scene.ply", 6), ("missing/scene.ply", 2), (f"{'a' * 300}.ply", 2)],
+)
+def test_an_unwritable_output_is_one_line_with_its_code(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     output: str,
+    code: int,
 ):
     monkeypatch.chdir(folder)
-    assert call("run", folder, "-o", output) == 6
+    assert call("run", folder, "-o", output) == code
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert output in err
@@ -645,6 +649,15 @@ def test_synth_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         "overwrite": False,
         "textures": None,
     }
+
+
+@pytest.mark.parametrize("command", ["synth", "train", "pretrain"])
+def test_a_file_in_the_place_of_a_folder_has_code_2(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "room.ply").touch()
+    assert call(command, "-o", tmp_path / "room.ply", "-q") == 2
+    assert "room.ply cannot be written" in capsys.readouterr().err
 
 
 def test_train_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

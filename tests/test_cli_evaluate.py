@@ -65,7 +65,7 @@ def test_quiet_says_nothing(
         (("nowhere", "-o", "table.json"), 3, "nowhere is not a folder"),
         ((SAMPLES, "-o", "table.json", "--scenes", "kitchen"), 3, "Known: object, room"),
         ((SAMPLES, "-o", "table.txt"), 2, "must end in .json"),
-        ((SAMPLES, "-o", "nowhere/table.json"), 6, "does not exist"),
+        ((SAMPLES, "-o", "nowhere/table.json"), 2, "does not exist"),
         ((SAMPLES, "-o", "there.json"), 2, "--overwrite"),
         ((SAMPLES, "-o", "table.json", "--baseline", "orb"), 2, "orb"),
         ((SAMPLES, "-o", "table.json", "--max-photos", 1), 2, "max-photos"),

@@ -137,8 +137,8 @@ def test_different_outputs_pass_and_leave_no_trace(folder: Path):
 
 
 @pytest.mark.parametrize("output", ["missing/a.ply", "missing/out/"])
-def test_a_missing_parent_folder_is_a_resource_error(folder: Path, output: str):
-    with pytest.raises(ResourceError, match=r"the folder missing does not exist") as caught:
+def test_a_missing_parent_folder_is_a_usage_error(folder: Path, output: str):
+    with pytest.raises(UsageError, match=r"the folder missing does not exist") as caught:
         check_outputs([output], overwrite=False)
     assert output in str(caught.value)
 

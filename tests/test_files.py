@@ -68,10 +68,12 @@ def test_a_write_that_fails_at_the_kernel_is_a_resource_error(tmp_path: Path):
     assert names_in(tmp_path) == []
 
 
-def test_a_missing_folder_is_a_resource_error(tmp_path: Path):
+@pytest.mark.parametrize("name", ["missing/a.bin", "file/a.bin", "a" * 300])
+def test_a_path_that_cannot_be_is_a_usage_error(tmp_path: Path, name: str):
+    (tmp_path / "file").touch()
     with (
-        pytest.raises(ResourceError, match="No such file"),
-        atomic_write(tmp_path / "missing" / "a.bin"),
+        pytest.raises(UsageError, match=r"cannot be written: .*\. Choose another path"),
+        atomic_write(tmp_path / name),
     ):
         pass
 

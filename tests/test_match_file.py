@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from exact_scene import blank_view
-from recon3d.errors import ResourceError, UsageError
+from recon3d.errors import UsageError
 from recon3d.match_file import check_match_output, write_matches
 from recon3d.matches import Matches
 
@@ -144,7 +144,7 @@ def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
     for name, text in (("m.txt", "ending"), ("there.npz", "--overwrite"), ("folder.db", "folder")):
         with pytest.raises(UsageError, match=text):
             check_match_output(str(tmp_path / name), overwrite=False)
-    with pytest.raises(ResourceError, match="does not exist"):
+    with pytest.raises(UsageError, match="there is no folder"):
         check_match_output(str(tmp_path / "none" / "m.db"), overwrite=False)
     with pytest.raises(UsageError, match="ending"):
         write_matches(tmp_path / "m.txt", MATCHES, VIEWS)

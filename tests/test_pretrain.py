@@ -12,7 +12,7 @@ from recon3d import batches, config, croco, croco_file, pretrain, warm_start
 from recon3d.checkpoint import read_checkpoint
 from recon3d.config import ModelConfig, PretrainConfig
 from recon3d.croco import CrocoModel
-from recon3d.errors import ResourceError, UsageError
+from recon3d.errors import UsageError
 from recon3d.model import TwoViewModel
 
 TINY = ModelConfig(
@@ -173,5 +173,5 @@ def test_faults(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         pretrain.pretrain(tmp_path, replace(QUICK, resume=True))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot be written"):
         pretrain.pretrain(tmp_path / "file" / "out", QUICK)

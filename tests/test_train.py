@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from recon3d import batches, config, train, training, weights
 from recon3d.config import ModelConfig, TrainConfig
-from recon3d.errors import ResourceError, UsageError
+from recon3d.errors import UsageError
 from recon3d.geometry import unproject
 from recon3d.model import TwoViewModel, TwoViewOutput
 from recon3d.throughput import Peak
@@ -93,7 +93,7 @@ def test_unknown_preset_and_unwritable_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'huge' is unknown"):
         train.train(tmp_path, replace(QUICK, preset="huge"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot be written"):
         train.train(tmp_path / "file" / "out", QUICK)
 
 

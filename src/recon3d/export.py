@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from recon3d.cameras import write_cameras
-from recon3d.errors import ResourceError, UsageError
+from recon3d.errors import UsageError
 from recon3d.files import atomic_write, not_writable
 from recon3d.ply import write_ply
 from recon3d.scene_file import load_scene, save_scene, write_scene
@@ -95,8 +95,9 @@ def check_outputs(outputs: Sequence[str], *, overwrite: bool, matches: str | Non
     """Check, before any work, that every output can be written, beside a file of `matches`.
 
     Raises:
-        UsageError: an unknown ending, an existing file without `overwrite`, two equal outputs.
-        ResourceError: the folder is missing or not writable.
+        UsageError: an unknown ending, an existing file without `overwrite`, two equal outputs, a
+            folder that is missing.
+        ResourceError: the folder is not writable.
     """
     seen: set[Path] = set()
     for output in outputs:
@@ -161,7 +162,7 @@ def _check_folder(folder: Path, output: str) -> None:
     if _is_folder(output) and not folder.exists():
         folder = folder.parent
     if not folder.exists():
-        raise ResourceError(
+        raise UsageError(
             f"{output} cannot be written: the folder {folder} does not exist. Create it first."
         )
     if not folder.is_dir():

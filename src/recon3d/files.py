@@ -1,12 +1,15 @@
 """Output files appear whole or not at all: written beside, flushed to the disk, renamed."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
 
-from recon3d.errors import ResourceError
+from recon3d.errors import ReconError, ResourceError, UsageError
+
+_UNUSABLE = (errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
@@ -17,7 +20,8 @@ def atomic_write(path: Path) -> Iterator[BufferedIOBase]:
     stays as it was. A symbolic link keeps pointing at its file.
 
     Raises:
-        ResourceError: no space, no permission, no such folder; names `path`.
+        UsageError: no such folder, a path that cannot be; names `path`.
+        ResourceError: no space, no permission; names `path`.
     """
     temporary: Path | None = None
     try:
@@ -37,9 +41,18 @@ def atomic_write(path: Path) -> Iterator[BufferedIOBase]:
                 temporary.unlink(missing_ok=True)
 
 
-def not_writable(path: Path, error: OSError) -> ResourceError:
-    """Return the fault that tells the user why `path` cannot be written."""
+def not_writable(path: Path, error: OSError) -> ReconError:
+    """Return the fault that says why `path` cannot be written.
+
+    It is a UsageError where nothing can ever be written, as in a folder that is missing, else a
+    ResourceError.
+    """
     reason = error.strerror or type(error).__name__
+    # some file systems say that nothing is there where nothing may be written
+    if error.errno in _UNUSABLE or (error.errno == errno.ENOENT and not path.parent.is_dir()):
+        return UsageError(
+            f"{path} cannot be written: {reason}. Choose another path, in a folder that exists."
+        )
     return ResourceError(
         f"{path} cannot be written: {reason}. Free some space or choose a folder you may write to."
     )

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from recon3d.errors import ResourceError, UsageError
+from recon3d.errors import UsageError
 from recon3d.files import atomic_write
 from recon3d.matches import Matches
 from recon3d.types import View
@@ -51,8 +51,8 @@ def check_match_output(output: str, *, overwrite: bool) -> None:
     """Check, before any work, that matches can be written to `output`.
 
     Raises:
-        UsageError: an unknown ending, a folder, or an existing file without `overwrite`.
-        ResourceError: its folder is missing.
+        UsageError: an unknown ending, a folder, an existing file without `overwrite`, or a
+            missing folder.
     """
     path = Path(output)
     if path.suffix.lower() not in WRITERS:
@@ -64,8 +64,8 @@ def check_match_output(output: str, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise UsageError(f"{output} exists; add --overwrite or choose another name.")
     if not path.parent.is_dir():
-        raise ResourceError(
-            f"{output} cannot be written: the folder {path.parent} does not exist. Create it first."
+        raise UsageError(
+            f"{output} cannot be written: there is no folder {path.parent}. Create it first."
         )
 
 
