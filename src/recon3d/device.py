@@ -32,6 +32,9 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=device).add(1).item()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         reason = str(error).strip().split("\n")[0].rstrip(".")
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            # torch lists all backends that it has instead
+            reason = "no Apple GPU, or a torch without support for it"
         raise UsageError(
             f"the device {name!r} cannot be used: {reason}. Use --device auto or cpu."
         ) from error
