@@ -292,15 +292,23 @@ def test_max_points_keeps_the_same_subset_every_time():
 
 
 @pytest.mark.parametrize(
-    ("depth", "config"),
+    ("depth", "config", "advice"),
     [
-        (torch.zeros(10, 14), ALL),
-        (torch.ones(10, 14), FuseConfig(min_confidence=100.0)),
-        (torch.ones(10, 14), FuseConfig(min_confidence=float("nan"))),
+        (torch.zeros(10, 14), ALL, "Give photos"),
+        (torch.ones(10, 14), FuseConfig(min_confidence=100.0), "Lower --min-confidence"),
+        (torch.ones(10, 14), FuseConfig(min_confidence=float("nan")), "Lower --min-confidence"),
+        (
+            # a checkerboard: the best pixels are all beside a step of depth
+            1.0 + (torch.arange(10)[:, None] + torch.arange(14)) % 2,
+            FuseConfig(confidence_percentile=100.0),
+            r"Lower --confidence-percentile \(100\)",
+        ),
     ],
 )
-def test_nothing_left_says_what_to_do(depth: torch.Tensor, config: FuseConfig):
-    with pytest.raises(ReconstructionError, match=r"no point is left of \d+ .*--min-confidence"):
+def test_nothing_left_says_what_to_do(depth: torch.Tensor, config: FuseConfig, advice: str):
+    with pytest.raises(
+        ReconstructionError, match=rf"no point is left of \d+ .*\. {advice}.* overlap more\.$"
+    ):
         fuse(make_scene([depth]), config)
 
 

@@ -45,9 +45,12 @@ def fuse(scene: Scene, config: FuseConfig) -> PointCloud:
     least = _confidence_threshold(scene, known, config)
     parts = [_fuse_view(scene, index, mask, least, config) for index, mask in enumerate(known)]
     if sum(len(part.confidence) for part in parts) == 0:
+        lower = "Lower --min-confidence, or give"
+        if config.min_confidence is None:
+            lower = f"Lower --confidence-percentile ({config.confidence_percentile:g}), or give"
         raise ReconstructionError(
             f"no point is left of {n_known} pixels with known depth (least confidence {least:.3g}, "
-            f"largest depth step {config.depth_edge:g}). Lower --min-confidence, or give photos "
+            f"largest depth step {config.depth_edge:g}). {lower if n_known else 'Give'} photos "
             "that overlap more."
         )
     points, normals, rgb, confidence = (
