@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -563,6 +564,8 @@ def test_each_fault_has_its_code_and_one_line(
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 6, "out of memory"),
         (RuntimeError("boom"), 1, "RuntimeError: boom"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "BrokenPipeError: "),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 6, "device: 'x'. Free some space."),
     ],
 )
 def test_other_faults(

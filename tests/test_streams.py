@@ -47,7 +47,7 @@ def test_a_fault_that_nobody_hears_keeps_its_code(where: str):
     assert shell(f"$P -m recon3d runn {where}").returncode == 2
 
 
-@pytest.mark.parametrize("arguments", ["--version", "run --help"])
+@pytest.mark.parametrize("arguments", ["--version", "--help", "run --help"])
 def test_a_reader_that_leaves_early_is_no_fault(arguments: str):
     done = shell(f"{{ sleep 0.5; $P -m recon3d {arguments}; echo $? >&2; }} | true")
     assert done.stderr == "0\n"

@@ -203,12 +203,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     limit_threads()
     arguments = sys.argv[1:] if argv is None else list(argv)
     code = _exit_code(arguments)
-    settle()
+    settle(sys.stdout)
     sys.exit(code)
 
 
 def _exit_code(arguments: list[str]) -> int:
     """Run a command; every fault becomes one line on stderr and its code."""
+    stdout = sys.stdout
     try:
         _check_arguments(arguments)
         with sigterm_exits(EXIT_TERMINATED):
@@ -218,7 +219,11 @@ def _exit_code(arguments: list[str]) -> int:
     except SystemExit as left:
         if left.code == EXIT_TERMINATED:
             return _fault("interrupted (SIGTERM).", EXIT_TERMINATED)
-        return 0  # typer's way to say that nobody reads the help any more
+        # A pipe broke. If that of the help, rich says so, or stdout itself; it is no fault. Else it
+        # is typer that says so, and has put something of its own in the place of stdout.
+        if sys.stdout is stdout or settle(stdout):
+            return 0
+        return _unexpected(left.__context__ or left, arguments)
     except ReconError as error:
         return _fault(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -228,11 +233,7 @@ def _exit_code(arguments: list[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fault(f"{error}. Free some space.", ResourceError.exit_code)
-        # else a bug: say so in one line
-        if {"-v", "--verbose"} & set(arguments):
-            traceback.print_exc()
-        what = f"{type(error).__name__}: {error}"
-        return _fault(f"unexpected fault, please report it ({what}); -v shows more.", 1)
+        return _unexpected(error, arguments)
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:
@@ -255,6 +256,14 @@ def _usage_fault(error: typer.TyperException) -> int:
         text = text.replace(detail["msg"], reason)
     command = getattr(getattr(error, "ctx", None), "command_path", "recon3d")
     return _fault(f"{text.rstrip('.')}. See {command} --help.", UsageError.exit_code)
+
+
+def _unexpected(error: BaseException, arguments: Sequence[str]) -> int:
+    """Say in one line that this is a bug."""
+    if {"-v", "--verbose"} & set(arguments):
+        traceback.print_exception(error)
+    what = f"{type(error).__name__}: {error}"
+    return _fault(f"unexpected fault, please report it ({what}); -v shows more.", 1)
 
 
 def _fault(text: str, code: int) -> int:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from typing import TextIO
+from typing import Any
 
 from recon3d.errors import ResourceError
 
@@ -53,15 +53,20 @@ def tell(text: str) -> None:
         _lead_nowhere(sys.stderr)
 
 
-def settle() -> None:
-    """Drop what stdout could not take: the interpreter would try once more at its end."""
+def settle(stream: Any) -> bool:
+    """Drop what a text stream could not take, and say whether there was such.
+
+    The interpreter would try once more at its end.
+    """
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
-        _lead_nowhere(sys.stdout)
+        _lead_nowhere(stream)
+        return True
+    return False
 
 
-def _lead_nowhere(stream: TextIO) -> None:
+def _lead_nowhere(stream: Any) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with contextlib.suppress(OSError):  # a stream that a program made up has no number
         os.dup2(nowhere, stream.fileno())
