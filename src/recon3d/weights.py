@@ -62,14 +62,14 @@ def locate(name_or_path: str) -> Path:
     """Return the file or folder of some weights: "embedded", a name of the catalogue, or a path.
 
     Raises:
-        WeightsError: no such file or name, the packaged model is missing, or published weights
+        WeightsError: an unknown name, the packaged model is missing, or published weights
             are not downloaded or have changed since.
     """
     if name_or_path in CATALOGUE:
         return verified(name_or_path)
     if name_or_path != EMBEDDED:
         path = Path(name_or_path)
-        if not path.exists():
+        if not path.suffix and not path.exists():  # meant as a name, most likely
             names = ", ".join([EMBEDDED, *CATALOGUE])
             raise WeightsError(f"{path} does not exist. Give a file of weights, or one of {names}.")
         return path
