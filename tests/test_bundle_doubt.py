@@ -126,6 +126,25 @@ def test_a_shared_focal_length_holds_cameras_better() -> None:
     assert (shared[:, 1] < own[:, 1]).all()
 
 
+def test_two_views_do_not_tell_their_focal_length() -> None:
+    """However exact the tracks, rotations are as doubtful as the focal length: in proportion."""
+    exact = observed(0.02, 5)
+    keep = exact.view < 2
+    two = replace(exact, track=exact.track[keep], view=exact.view[keep], pixels=exact.pixels[keep])
+    shared = problem(config=RefineConfig(shared_focal=True))
+    doubt = {
+        spread: camera_doubt(
+            replace(shared, focal_spread=torch.full((N_VIEWS,), spread).double()), true_rig(), two
+        )[:2, 0]
+        for spread in (0.05, 0.2)
+    }
+    torch.testing.assert_close(
+        doubt[0.2] / doubt[0.05], torch.full((2,), 4.0).double(), rtol=0.05, atol=0
+    )
+    known = replace(shared, constant_focal=torch.ones(N_VIEWS, dtype=torch.bool))
+    assert (doubt[0.05] > 10 * camera_doubt(known, true_rig(), two)[:2, 0]).all()
+
+
 def test_views_without_tracks_and_sets_too_large_are_unknown() -> None:
     tracks = observed(0.5, 4)
     keep = tracks.view != 2

@@ -54,7 +54,7 @@ def camera_doubt(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, 
     covariance = _inverse(
         normal[adjusted, adjusted], n_free_directions=(7, 1, 0)[min(2, int(fixed.sum()))]
     )
-    moved = covariance @ normal[adjusted, parameters.n_adjusted :] * parameters.centre_spread
+    moved = covariance @ normal[adjusted, parameters.n_adjusted :] * parameters.spread
     covariance = covariance + moved @ moved.mT
     none = torch.zeros(len(normal) + 1 - parameters.n_adjusted, dtype=torch.float64)
     variance = torch.cat((covariance.diagonal(), none))
@@ -68,13 +68,14 @@ def camera_doubt(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, 
 class _Parameters:
     """Where each view's parameters are: 3 of rotation, 3 of centre, 1 focal length, 2 of lens.
 
-    The latter, principal points, are not adjusted: they come last, and have `centre_spread` for a
-    standard deviation (in long edges). What is known has the place after the last.
+    The latter, principal points, are not adjusted: they come last, and have `spread` for a standard
+    deviation (in long edges). So does the focal length (its logarithm) of two views: these fit any
+    so well that a little distortion decides. What is known has the place after the last.
     """
 
     place: Int64[Tensor, "view 9"]
     n_adjusted: int
-    centre_spread: Float64[Tensor, " centre"]
+    spread: Float64[Tensor, " considered"]
 
 
 def _parameters(problem: Problem, held: list[int]) -> _Parameters:
@@ -85,22 +86,23 @@ def _parameters(problem: Problem, held: list[int]) -> _Parameters:
         if not problem.constant_pose[n]:
             place[n, :6] = torch.arange(n_adjusted, n_adjusted + 6)
             n_adjusted += 6
-        if problem.constant_focal[n]:
-            continue
-        if not lenses or not problem.config.shared_focal:
-            place[n, 6] = n_adjusted
-            n_adjusted += 1
-            lenses.append([])
-        lenses[-1].append(n)
-        place[n, 6] = place[lenses[-1][0], 6]
+        if not problem.constant_focal[n]:
+            if not lenses or not problem.config.shared_focal:
+                lenses.append([])
+            lenses[-1].append(n)
+    first = 7 if len(held) > 2 else 6  # of a lens's parameters, the first that is not adjusted
     for k, views in enumerate(lenses):
-        place[views, 7:] = n_adjusted + 2 * k + torch.arange(2)
-    n_all = n_adjusted + 2 * len(lenses)
+        place[views, 6:first] = n_adjusted + k
+    n_adjusted += (first - 6) * len(lenses)
+    for k, views in enumerate(lenses):
+        place[views, first:] = n_adjusted + (9 - first) * k + torch.arange(9 - first)
+    n_all = n_adjusted + (9 - first) * len(lenses)
+    centre_spread = problem.centre_spread / UNIT
+    spread = torch.stack((problem.focal_spread, centre_spread, centre_spread), dim=1)
     return _Parameters(
         place=torch.where(place < 0, n_all, place),
         n_adjusted=n_adjusted,
-        centre_spread=problem.centre_spread[[views[0] for views in lenses]].repeat_interleave(2)
-        / UNIT,
+        spread=spread[[views[0] for views in lenses], first - 6 :].flatten(),
     )
 
 
@@ -123,9 +125,7 @@ def _normal_matrix(
     weight = 1 / (noise * (1 + (fit.error / max(LOSS_SCALE, noise)).square()).sqrt())
     by_camera, by_point = _jacobians(rig, tracks, in_cam, length)
     by_camera, by_point = by_camera * weight[:, None, None], by_point * weight[:, None, None]
-    size = (
-        n_adjusted + len(parameters.centre_spread) + 1
-    )  # the last takes what is known, and is cut off
+    size = n_adjusted + len(parameters.spread) + 1  # the last takes what is known, and is cut off
     normal = torch.zeros(size, size, dtype=torch.float64)
     ends = torch.searchsorted(tracks.track, torch.arange(0, tracks.n_tracks + _CHUNK, _CHUNK))
     for first, start, end in zip(
