@@ -40,6 +40,8 @@ def used(
         (Compile.AUTO, CUDA, 100, {False: 1.0, True: 0.5}, 100 * "p"),  # too little left
         (Compile.AUTO, CUDA, 31, {False: 99.0, True: 1.0}, 31 * "p"),
         (Compile.AUTO, CPU, 100, {False: 2.0, True: 1.5}, 100 * "p"),
+        (Compile.AUTO, CPU, 300, {False: 2.0, True: 1.9}, "ppc" + 297 * "c"),
+        (Compile.AUTO, torch.device("mps"), 300, {False: 2.0, True: 1.0}, 300 * "p"),
         (Compile.YES, CPU, 6, {False: 0.2, True: 0.1}, "ppcccc"),
         (Compile.YES, CPU, 3, {False: 0.2, True: 0.1}, "ppp"),  # no batch to gain on
         (Compile.NO, CUDA, 100, {False: 2.0, True: 1.5}, 100 * "p"),

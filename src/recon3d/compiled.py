@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 _COST_S = 40.0
 """What compiling takes, roughly: 37 s on one processor core."""
-_GAIN = 0.25
+_GAIN = {"cuda": 0.25, "cpu": 0.1}
 """The largest share of the time that it may save; what it does save is measured."""
 _LEAST_BATCHES = 32
 """Below that nothing pays, and the clock is not looked at: the device would have to be idle."""
@@ -43,10 +43,9 @@ class Trial:
     ) -> None:
         """Decide from the mode and the device whether there is anything to try.
 
-        AUTO tries it on CUDA alone: on processors it saves a tenth. Where every run must give the
-        same bytes nothing is tried, because a clock decides.
+        Where every run must give the same bytes nothing is tried, because a clock decides.
         """
-        long = n_batches >= _LEAST_BATCHES and device.type == "cuda"
+        long = n_batches >= _LEAST_BATCHES and device.type in _GAIN
         wanted = mode is Compile.YES or (mode is Compile.AUTO and long)
         exact = torch.are_deterministic_algorithms_enabled()
         self._steps = ["warm up", "time plain"] if wanted and not exact else []
@@ -83,7 +82,7 @@ class Trial:
         """Take note of how long a batch took, and choose the next step."""
         if step == "time plain":
             self._plain_s = took_s
-            pays = self._left * took_s * _GAIN > _COST_S
+            pays = self._left * took_s * _GAIN.get(self._device.type, 0.0) > _COST_S
             if self._left >= 2 and (pays or self._mode is Compile.YES):
                 self._steps = ["compile"]
         elif step == "compile":

@@ -26,7 +26,7 @@ class Optimizer(StrEnum):
 
 
 class Compile(StrEnum):
-    """Whether torch.compile is tried on the network; `auto` does on CUDA, in long runs."""
+    """Whether torch.compile is tried on the network; `auto` does in long runs."""
 
     AUTO = "auto"
     YES = "yes"
