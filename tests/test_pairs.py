@@ -311,6 +311,57 @@ def test_file_of_pairs(tmp_path):
     assert pair_graph(f"file:{path}", 5) == [(0, 3), (0, 4), (1, 2)]
 
 
+PHOTOS = {"0.jpg": None, "a.jpg": 0, "sub/my b.jpg": 1, "c.jpg": 2, "a copy.jpg": None}
+"""As given, with the indices of the views; two are left out."""
+TWINS = {"p/x.jpg": None, "q/x.jpg": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1 3\n2 3\n", [(0, 2), (1, 2)]),
+        ("a.jpg c.jpg\nsub/my b.jpg, c.jpg\n", [(0, 2), (1, 2)]),
+        ("my b.jpg\tc.jpg\na.jpg 3\n", [(0, 2), (1, 2)]),
+        ("0 1\n0.jpg c.jpg\na copy.jpg, 2\n1 3\n", [(0, 2)]),
+    ],
+)
+def test_pairs_of_photos_by_name_or_by_number_among_all(tmp_path, text, expected):
+    path = tmp_path / "pairs.txt"
+    path.write_text(text)
+    assert pair_graph(f"file:{path}", 3, photos=PHOTOS) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1 7\n", "line 1: '1 7' is not a pair .* from 0 to 6"),
+        ("a.jpg none.jpg\n", "line 1: 'a.jpg none.jpg' is not a pair"),
+        ("x.jpg none.jpg\n", "line 1: 'x.jpg none.jpg' is not a pair"),
+        ("1 a.jpg\n", "line 1: '1 a.jpg' is not a pair of two different photos"),
+        ("0 1\n", "holds no pairs of photos that can be used"),
+    ],
+)
+def test_pairs_of_photos_that_are_not_there(tmp_path, text, words):
+    path = tmp_path / "pairs.txt"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        pair_graph(f"file:{path}", 3, photos=PHOTOS | TWINS)
+
+
+@pytest.mark.parametrize("reference", ["3", "c.jpg"])
+def test_the_reference_counts_among_all_photos(reference):
+    assert pair_graph(f"oneref:{reference}", 3, photos=PHOTOS) == [(0, 2), (1, 2)]
+    with pytest.raises(UsageError, match=r"no photo 5\. The 5 photos count from 0 to 4"):
+        pair_graph("oneref:5", 3, photos=PHOTOS)
+    with pytest.raises(UsageError, match=r"'0.jpg' was left out. Choose another"):
+        pair_graph("oneref:0", 3, photos=PHOTOS)
+
+
+def test_no_file_of_pairs():
+    with pytest.raises(UsageError, match=r"--pairs file: names no file\. Give two photos a line"):
+        pair_graph("file:", 5)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -238,7 +238,11 @@ def test_of_several_scenes_the_first_names_the_photos_that_are_in_none():
 
 
 def test_a_known_distance_gives_metres(
-    small: str, photos: Path, seen: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    small: str,
+    photos: Path,
+    seen: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     placed = pipeline.align_groups
 
@@ -253,6 +257,13 @@ def test_a_known_distance_gives_metres(
     assert scene.cam2world[1, :3, 3].tolist() == [0, 6, 8]
     with pytest.raises(UsageError, match="could not be placed"):
         reconstruct([str(photos)], config(small, scale_from="0,2,10"))
+    (photos / "0-broken.png").write_text("no photo")
+    with caplog.at_level("INFO"):
+        scene = reconstruct([str(photos)], config(small, scale_from="1,2,10"))
+    assert "in metres: 10 m between the cameras of 0.png and 1.png" in caplog.text
+    assert scene.cam2world[1, :3, 3].tolist() == [0, 6, 8]
+    with pytest.raises(UsageError, match=r"'0-broken\.png' could not be placed: not a"):
+        reconstruct([str(photos)], config(small, scale_from="0,1,10"))
     with pytest.raises(UsageError, match="I,J,METRES"):
         reconstruct([str(photos)], config(small, scale_from="0,2"))
 

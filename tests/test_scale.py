@@ -9,7 +9,7 @@ import torch
 from exact_scene import exact_scene
 from recon3d.errors import UsageError
 from recon3d.geometry import project, transform_points, unproject
-from recon3d.scale import ScaleFrom, parse_scale_from, scale_scene
+from recon3d.scale import ScaleFrom, parse_scale_from, scale_scene, with_names
 from recon3d.types import LeftOut, Scene, Verdict
 
 
@@ -108,12 +108,30 @@ def test_photos_by_name_and_by_index(i, j):
     torch.testing.assert_close(scale_scene(scene_of(), i, j, 2.0).cam2world, expected)
 
 
-def test_indices_count_all_photos():
-    names = ["a.jpg", "x.jpg", "sub/b.jpg", "c.jpg", "d.jpg"]
-    expected = scale_scene(scene_of(), "sub/b.jpg", "d.jpg", 2.0).cam2world
-    torch.testing.assert_close(scale_scene(scene_of(), 2, 4, 2.0, names).cam2world, expected)
-    with pytest.raises(UsageError, match=r"'x.jpg' could not be placed: no confident overlap"):
-        scale_scene(scene_of(), 0, 1, 2.0, names)
+def test_numbers_count_all_photos_that_were_given():
+    names = ["0.jpg", "a.jpg", "a-copy.jpg", "sub/b.jpg", "c.jpg"]
+    out = (LeftOut(name="0.jpg", reason="empty file"), LeftOut(name="a-copy.jpg", reason="a copy"))
+    for first, second in (("1", "4"), ("a.jpg", "c.jpg"), ("a.jpg", "4")):
+        found = with_names(ScaleFrom(first=first, second=second, metres=2.0), names, out)
+        assert found == ScaleFrom(first="a.jpg", second="c.jpg", metres=2.0)
+    found = with_names(ScaleFrom(first="b.jpg", second="4", metres=2.0), names, out)
+    assert (found.first, found.second) == ("sub/b.jpg", "c.jpg")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("0", "4", "'0.jpg' could not be placed: empty file. Give another one"),
+        ("1", "5", "there is no photo '5'. Give .* an index from 0 to 4"),
+        ("4", "c.jpg", "'c.jpg' is given twice"),
+        ("1", "same.jpg", "2 photos are called 'same.jpg'"),
+    ],
+)
+def test_photos_that_were_not_given_or_left_out(first, second, words):
+    names = ["0.jpg", "a.jpg", "p/same.jpg", "q/same.jpg", "c.jpg"]
+    out = (LeftOut(name="0.jpg", reason="empty file"),)
+    with pytest.raises(UsageError, match=words):
+        with_names(ScaleFrom(first=first, second=second, metres=2.0), names, out)
 
 
 def test_a_name_comes_before_an_index():

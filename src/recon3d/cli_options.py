@@ -66,7 +66,7 @@ ScaleFromOption = Annotated[
     typer.Option(
         "--scale-from",
         metavar="I,J,METRES",
-        help="Distance between the cameras of two photos (numbers from 0, or names).",
+        help="Distance between the cameras of two photos (numbers from 0 among all, or names).",
     ),
 ]
 RefineOption = Annotated[

@@ -8,7 +8,7 @@ import torch
 from recon3d.config import ModelConfig, RunConfig
 from recon3d.memory import Plan, free_device_bytes, free_host_bytes, plan
 from recon3d.pairs import pair_outline
-from recon3d.photos import load_views
+from recon3d.photos import find_photos, load_views
 from recon3d.progress import Track, silent
 from recon3d.types import LeftOut, View
 
@@ -17,11 +17,13 @@ from recon3d.types import LeftOut, View
 class Fit:
     """The views in their size, the unusable photos, and the settings that memory allows.
 
+    `photos` are all that were given, in natural order, each with the index of its view or None.
     `most_pairs` is None where memory does not bound the pairs.
     """
 
     views: tuple[View, ...]
     unusable: tuple[LeftOut, ...]
+    photos: dict[str, int | None]
     config: RunConfig
     most_pairs: int | None
 
@@ -55,7 +57,7 @@ def smaller_and_smaller(
     photos = replace(config.photos, size=size, patch_size=patch)
     views, unusable = load_views(inputs, photos, track=track)
     shapes = [(view.image.shape[-2], view.image.shape[-1]) for view in views]
-    outline = pair_outline(config.pairs, len(views))
+    outline = pair_outline(config.pairs, len(views), photos=_numbered(inputs, views))
     free = free_device_bytes(device)
     host_free = free_host_bytes() if device.type == "cuda" else None
     planned: Plan | None = None
@@ -85,6 +87,12 @@ def smaller_and_smaller(
         yield Fit(
             views=views,
             unusable=unusable,
+            photos=_numbered(inputs, views),
             config=replace(config, photos=photos, predict=predict),
             most_pairs=None if planned.pairs == tuple(outline) else len(planned.pairs),
         )
+
+
+def _numbered(inputs: Sequence[str], views: Sequence[View]) -> dict[str, int | None]:
+    index = {view.name: n for n, view in enumerate(views)}
+    return {name: index.get(name) for _, name in find_photos(inputs)}

@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from recon3d.errors import UsageError
+from recon3d.photo_names import name_lookup
 
 LEGAL_STRATEGIES = (
     "auto, complete, window:K, logwin:K (both also with -noncyclic), oneref:I, retrieval:K,"
@@ -30,22 +31,29 @@ Similarity = Float[np.ndarray, "view view"]
 
 
 def pair_graph(
-    strategy: str, n_views: int, similarity: Similarity | None = None
+    strategy: str,
+    n_views: int,
+    similarity: Similarity | None = None,
+    *,
+    photos: Mapping[str, int | None] | None = None,
 ) -> list[tuple[int, int]]:
     """Return unordered pairs (i, j), i < j, sorted, without duplicates.
 
     `complete` is every pair; `window:K` each photo with the next K; `logwin:K` with those at
     distances 1, 2, 4, ... 2^(K-1); both wrap around the end unless `-noncyclic` follows.
-    `oneref:I` is photo I (from 0) with every other; `retrieval:K` is `retrieval_pairs` with K
-    neighbours and about the square root of all views as keys; `file:PATH` is a text file with two
-    indices a line, `#` starting a comment. `auto` is `complete` up to 12 photos; above,
-    `logwin:4` for the frames of a video (`is_video`, or no similarity is given), else
-    `retrieval:6`.
+    `oneref:I` is photo I with every other; `retrieval:K` is `retrieval_pairs` with K neighbours and
+    about the square root of all views as keys; `file:PATH` is a text file with two photos a line,
+    parted by blanks, a tab or a comma, `#` starting a comment. Photos are called by name or by
+    number (from 0) in `photos`; pairs in the file with one that is left out are passed over. `auto`
+    is `complete` up to 12 photos; above, `logwin:4` for the frames of a video (`is_video`, or no
+    similarity is given), else `retrieval:6`.
 
     Args:
         strategy: as above.
         n_views: at least 2.
         similarity: how alike two views look, larger is more; `needs_similarity` says when.
+        photos: every photo that was given, in natural order, with the index of its view, None where
+            it was left out; without, photos are called by the indices of their views.
 
     Raises:
         UsageError: when the strategy is unknown, or names photos that are not there.
@@ -60,8 +68,9 @@ def pair_graph(
         strategy = f"logwin:{AUTO_LOGWIN}" if in_time else f"retrieval:{AUTO_RETRIEVAL}"
     if strategy == "complete":
         return [(i, j) for i in range(n_views) for j in range(i + 1, n_views)]
+    photos = {str(n): n for n in range(n_views)} if photos is None else photos
     if strategy.startswith("file:"):
-        return _tidy(_read_pairs(Path(strategy.removeprefix("file:")), n_views))
+        return _tidy(_read_pairs(strategy.removeprefix("file:"), photos))
     match = re.fullmatch(r"(window|logwin):([0-9]{1,9})(-noncyclic)?", strategy)
     if match is not None and int(match[2]) >= 1:
         # Further steps repeat: distances are below n, and 2^k modulo n has at most n values.
@@ -73,14 +82,8 @@ def pair_graph(
         if similarity is None or len(similarity) != n_views:
             raise ValueError(f"{strategy} of {n_views} views needs their similarity")
         return retrieval_pairs(similarity, _n_keys(n_views), int(match[1]))
-    match = re.fullmatch(r"oneref:([0-9]{1,9})", strategy)
-    if match is not None:
-        reference = int(match[1])
-        if reference >= n_views:
-            raise UsageError(
-                f"--pairs {strategy}: there is no photo {reference}."
-                f" The {n_views} photos count from 0 to {n_views - 1}."
-            )
+    if strategy.startswith("oneref:"):
+        reference = _reference(strategy, photos)
         return _tidy((reference, other) for other in range(n_views))
     raise UsageError(f"--pairs {strategy} is not a pair strategy. Use one of {LEGAL_STRATEGIES}.")
 
@@ -91,7 +94,9 @@ def needs_similarity(strategy: str, n_views: int) -> bool:
     return by_auto or _RETRIEVAL.fullmatch(strategy) is not None
 
 
-def pair_outline(strategy: str, n_views: int) -> list[tuple[int, int]]:
+def pair_outline(
+    strategy: str, n_views: int, *, photos: Mapping[str, int | None] | None = None
+) -> list[tuple[int, int]]:
     """Return a graph of at least as many pairs as the strategy gives, without a similarity.
 
     With K neighbours each, and the second step of `auto`, those are at most (K + 2) n: K n to the
@@ -101,7 +106,7 @@ def pair_outline(strategy: str, n_views: int) -> list[tuple[int, int]]:
         UsageError: as `pair_graph`.
     """
     if not needs_similarity(strategy, n_views):
-        return pair_graph(strategy, n_views)
+        return pair_graph(strategy, n_views, photos=photos)
     match = _RETRIEVAL.fullmatch(strategy)
     n_neighbours = AUTO_RETRIEVAL if match is None else int(match[1])
     return pair_graph(f"window:{n_neighbours + 2}", n_views)
@@ -223,30 +228,59 @@ def _tidy(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return sorted({(min(i, j), max(i, j)) for i, j in pairs if i != j})
 
 
-def _read_pairs(path: Path, n_views: int) -> Iterable[tuple[int, int]]:
+def _reference(strategy: str, photos: Mapping[str, int | None]) -> int:
+    """Return the index of the view that `oneref:` names."""
+    text = strategy.removeprefix("oneref:")
+    found = name_lookup(list(photos))(text)
+    if len(found) != 1:
+        problem = f"{len(found)} photos are called" if found else "there is no photo"
+        raise UsageError(
+            f"--pairs {strategy}: {problem} {text[:80]}. The {len(photos)} photos count from 0 to"
+            f" {len(photos) - 1}. Use one of {LEGAL_STRATEGIES}."
+        )
+    view = photos[found[0]]
+    if view is None:
+        raise UsageError(f"--pairs {strategy}: {found[0]!r} was left out. Choose another photo.")
+    return view
+
+
+def _read_pairs(place: str, photos: Mapping[str, int | None]) -> Iterable[tuple[int, int]]:
+    how = "Give two photos a line, by name or by number"
+    if not place:
+        raise UsageError(f"--pairs file: names no file. {how}, in a text file.")
+    path = Path(place)
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise UsageError(f"{path} is too long for a list of pairs. Give two indices a line.")
+            raise UsageError(f"{path} is too long for a list of pairs. {how}.")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read ({error.strerror}). Give a text file of pairs."
         ) from error
     except ValueError as error:  # not text, or a zero byte in the path
-        raise UsageError(f"{path} is not a text file. Give two indices a line.") from error
+        raise UsageError(f"{path} is not a text file. {how}.") from error
+    lookup = name_lookup(list(photos))
     pairs: list[tuple[int, int]] = []
+    n_read = 0
     for number, line in enumerate(lines, start=1):
         content = line.partition("#")[0].strip()
         if not content:
             continue
-        match = re.fullmatch(r"([0-9]{1,9})(?:\s+|\s*,\s*)([0-9]{1,9})", content)
-        i, j = (int(match[1]), int(match[2])) if match is not None else (0, 0)
-        if i == j or max(i, j) >= n_views:
+        # names may hold blanks where something else parts them
+        words = (
+            re.split(r"\s*[,\t]\s*", content) if re.search(r"[,\t]", content) else content.split()
+        )
+        meant = [lookup(word) for word in words]
+        if [len(names) for names in meant] != [1, 1] or meant[0] == meant[1]:
             raise UsageError(
-                f"{path} line {number}: {content[:40]!r} is not a pair of two different photos."
-                f" Give two indices from 0 to {n_views - 1}."
+                f"{path} line {number}: {content[:80]!r} is not a pair of two different photos."
+                f" {how} from 0 to {len(photos) - 1}."
             )
-        pairs.append((i, j))
+        n_read += 1
+        i, j = (photos[name] for (name,) in meant)
+        if i is not None and j is not None:
+            pairs.append((i, j))
     if not pairs:
-        raise UsageError(f"{path} holds no pairs. Give two indices a line.")
+        among = " of photos that can be used" if n_read else ""
+        raise UsageError(f"{path} holds no pairs{among}. {how}.")
     return pairs

@@ -47,7 +47,7 @@ from recon3d.refinement import (
     without_positions,
 )
 from recon3d.retrieval import pooled_similarity
-from recon3d.scale import parse_scale_from, scale_scene
+from recon3d.scale import parse_scale_from, scale_scenes, with_names
 from recon3d.two_step import predict_in_two_steps
 from recon3d.types import KnownCamera, LeftOut, PairPrediction, Scene, View
 from recon3d.weights import load
@@ -118,6 +118,8 @@ def reconstruct_groups(
         fits = smaller_and_smaller(inputs, config, model.config, device, dtype, track=track)
         while aligned is None:
             fit = next(fits)
+            if known_size is not None:
+                known_size = with_names(known_size, list(fit.photos), fit.unusable)
             keep = on_matches is not None
             attempt = functools.partial(_aligned, model, fit, device, dtype, keep, track)
             aligned = unless_out_of_memory(attempt)
@@ -158,14 +160,7 @@ def reconstruct_groups(
             strict=True,
         )
     if known_size is not None:
-        names = [view.name for view in views]
-        ends = {known_size.first, known_size.second}
-        scenes = tuple(
-            scale_scene(scene, known_size.first, known_size.second, known_size.metres, names)
-            if len(scenes) == 1 or ends <= _called(scene, names)
-            else scene
-            for scene in scenes
-        )
+        scenes = scale_scenes(scenes, known_size)
     return Reconstruction(
         scenes=_with_left_out(scenes, fit.unusable),
         refinements=refinements,
@@ -202,7 +197,7 @@ def _aligned(
     similarity = None
     if needs_similarity(config.pairs, len(views)):
         similarity = pooled_similarity([encoded.tokens[n] for n in range(len(views))])
-    pairs = pair_graph(config.pairs, len(views), similarity)
+    pairs = pair_graph(config.pairs, len(views), similarity, photos=fit.photos)
     if fit.most_pairs is not None:
         pairs = list(thinned(pairs, fit.most_pairs))
     logger.info(
@@ -296,13 +291,6 @@ def _photo_reader(inputs: Sequence[str], config: RunConfig) -> RgbOf:
     """Return a function that reads the photo behind a view again, at full size."""
     paths = {name: path for path, name in find_photos(inputs)}
     return lambda view: read_photo(paths[view.name], view.name, config.photos).rgb
-
-
-def _called(scene: Scene, names: Sequence[str]) -> set[str]:
-    """Return all that the views of a scene may be called: names, file names, indices."""
-    placed = {view.name for view in scene.views}
-    numbers = {str(n) for n, name in enumerate(names) if name in placed}
-    return placed | {Path(name).name for name in placed} | numbers
 
 
 def _with_left_out(scenes: Sequence[Scene], unusable: tuple[LeftOut, ...]) -> tuple[Scene, ...]:

@@ -1,13 +1,16 @@
 """True size from one known distance: `--scale-from I,J,METRES`."""
 
+import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 
 from recon3d.errors import UsageError
-from recon3d.types import Scene
+from recon3d.photo_names import name_lookup
+from recon3d.types import LeftOut, Scene
+
+logger = logging.getLogger(__name__)
 
 MIN_DISTANCE = 1e-4
 """Least distance of the two cameras, relative to the depths they see: below, it is all error."""
@@ -43,17 +46,34 @@ def parse_scale_from(text: str) -> ScaleFrom:
     return ScaleFrom(first=match[1], second=match[2], metres=metres)
 
 
-def scale_scene(
-    scene: Scene, i: int | str, j: int | str, metres: float, names: Sequence[str] | None = None
-) -> Scene:
+def with_names(wanted: ScaleFrom, names: Sequence[str], left_out: Iterable[LeftOut]) -> ScaleFrom:
+    """Return the same distance, both photos called by their names.
+
+    Args:
+        wanted: both photos by name, by file name where only one photo has it, or by number.
+        names: all photos that were given, in the order in which numbers count them.
+        left_out: which of them are not used, and why.
+
+    Raises:
+        UsageError: a photo that does not exist or is left out, or twice the same.
+    """
+    first, second = (
+        _name(photo, names, len(names), left_out) for photo in (wanted.first, wanted.second)
+    )
+    if first == second:
+        raise UsageError(f"--scale-from: {first!r} is given twice. Give two different photos.")
+    return replace(wanted, first=first, second=second)
+
+
+def scale_scene(scene: Scene, i: int | str, j: int | str, metres: float) -> Scene:
     """Return the scene in metres, enlarged about its world's origin.
 
     Args:
         scene: what is to be scaled.
-        i: a photo by its name, by its file name where only one photo has it, or by its index.
+        i: a photo by its name, by its file name where only one photo has it, or by its index among
+            the views of the scene.
         j: another photo.
         metres: true distance between the camera centres of both; positive.
-        names: what indices count: all photos in order; None counts the placed views.
 
     Raises:
         UsageError: a photo that does not exist or is not placed, twice the same, or cameras so
@@ -62,7 +82,11 @@ def scale_scene(
     """
     if not 0 < metres < math.inf:
         raise ValueError(f"a distance of {metres} m")
-    first, second = (_view(scene, str(photo), names) for photo in (i, j))
+    placed = [view.name for view in scene.views]
+    names = [*placed, *(entry.name for entry in scene.left_out)]
+    first, second = (
+        placed.index(_name(str(photo), names, len(placed), scene.left_out)) for photo in (i, j)
+    )
     centres = scene.cam2world[:, :3, 3].double()
     distance = float((centres[first] - centres[second]).norm())
     near = MIN_DISTANCE * max(_typical_depth(scene, n) for n in (first, second))
@@ -87,28 +111,55 @@ def scale_scene(
     )
 
 
-def _view(scene: Scene, photo: str, names: Sequence[str] | None) -> int:
-    """Return the index of the placed view that `photo` names; a name comes before an index."""
-    placed = [view.name for view in scene.views]
-    reasons = {entry.name: entry.reason for entry in scene.left_out}
-    everything = [*placed, *reasons]
-    counted = placed if names is None else names
-    same = [name for name in everything if name == photo]
-    same = same or [name for name in everything if PurePosixPath(name).name == photo]
-    if not same and re.fullmatch(r"[0-9]{1,9}", photo) and int(photo) < len(counted):
-        same = [counted[int(photo)]]
+def scale_scenes(scenes: tuple[Scene, ...], known: ScaleFrom) -> tuple[Scene, ...]:
+    """Return the scenes, that with both photos of the known distance in metres, and say so.
+
+    Several scenes, none of which has both, stay as they are, with a warning.
+
+    Raises:
+        UsageError: as for `scale_scene`.
+    """
+    ends = {known.first, known.second}
+    held = [ends <= {view.name for view in scene.views} for scene in scenes]
+    if len(scenes) > 1 and not any(held):
+        logger.warning(
+            "--scale-from: %s and %s are not in one group, so that no scene is in metres."
+            " Give two photos of one group.",
+            known.first,
+            known.second,
+        )
+        return scenes
+    scaled = tuple(
+        scale_scene(scene, known.first, known.second, known.metres)
+        if here or len(scenes) == 1
+        else scene
+        for scene, here in zip(scenes, held, strict=True)
+    )
+    logger.info(
+        "in metres: %g m between the cameras of %s and %s",
+        known.metres,
+        known.first,
+        known.second,
+    )
+    return scaled
+
+
+def _name(photo: str, names: Sequence[str], n_numbered: int, left_out: Iterable[LeftOut]) -> str:
+    """Return the one photo that is meant, and is used; numbers count the first `n_numbered`."""
+    same = name_lookup(names, n_numbered)(photo)
     if len(same) != 1:
         problem = f"{len(same)} photos are called" if same else "there is no photo"
         raise UsageError(
             f"--scale-from: {problem} {photo[:80]!r}. Give the name of a photo, or an index from 0"
-            f" to {len(counted) - 1}."
+            f" to {n_numbered - 1}."
         )
-    if same[0] not in placed:
-        reason = reasons.get(same[0], "it is not part of the scene")
+    reasons = {entry.name: entry.reason for entry in left_out}
+    if same[0] in reasons:
         raise UsageError(
-            f"--scale-from: the photo {same[0]!r} could not be placed: {reason}. Give another one."
+            f"--scale-from: the photo {same[0]!r} could not be placed: {reasons[same[0]]}."
+            " Give another one."
         )
-    return placed.index(same[0])
+    return same[0]
 
 
 def _typical_depth(scene: Scene, n: int) -> float:
