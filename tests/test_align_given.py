@@ -6,6 +6,7 @@ import torch
 from exact_scene import ExactScene, exact_scene
 from recon3d.align import align
 from recon3d.config import AlignConfig, CamerasAre
+from recon3d.errors import DisconnectedError
 from recon3d.geometry import compose, rotation_angle, similarity, so3_exp
 from recon3d.types import KnownCamera, Scene
 
@@ -72,6 +73,32 @@ def test_fixed_poses_stay_though_they_are_wrong_and_priors_give_way():
     turn, move = worst(prior, truth.cam2world)
     assert turn < 0.01  # 0.02 was given
     assert move < 0.03  # 0.087 was given
+
+
+def test_pairs_that_are_bad_by_themselves_say_so():
+    truth = exact_scene(4)
+    strict = AlignConfig(min_edge_confidence=100.0)
+    with pytest.raises(DisconnectedError, match=r"refused: low confidence\..* overlap by half\.$"):
+        align(truth.predictions(), truth.views, strict)
+    with pytest.raises(DisconnectedError, match=r"by half\. Check the given cameras"):
+        align(truth.predictions(), truth.views, strict, cameras=poses(truth.cam2world, 0))
+
+
+def test_pairs_that_all_contradict_the_given_cameras_say_so():
+    truth = exact_scene(4)
+    given = truth.cam2world.clone()
+    for n in range(4):
+        given[n, :3, :3] = so3_exp(torch.tensor([0.0, 1.7 * n, 0.0]).double()) @ given[n, :3, :3]
+    with pytest.raises(DisconnectedError) as caught:
+        align(truth.predictions(), truth.views, FIXED, cameras=poses(given, 0, 1, 2, 3))
+    text = str(caught.value)
+    assert "no two of the 4 photos could be used" in text
+    assert "was refused: contradicts the other pairs or the given cameras. Check" in text
+    assert text.endswith("Check the given cameras (--cameras, --focal), or run without them.")
+    assert "overlap by half" not in text
+    assert {edge.reason for edge in caught.value.edges} == {
+        "contradicts the other pairs or the given cameras"
+    }
 
 
 def test_given_intrinsics_and_poses_together():

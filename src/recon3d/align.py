@@ -131,7 +131,7 @@ def align_groups(
         logger.info("aligned %d of %d photos", len(placed.members), len(views))
     elsewhere = verdicts_elsewhere(evidence, taken, reasons, predicted)
     if not scenes:
-        error = DisconnectedError(why_disconnected(evidence.pairs, views, config))
+        error = DisconnectedError(why_disconnected(evidence, reasons, config))
         error.edges = elsewhere
         raise error
     scenes[0] = replace(scenes[0], edges=scenes[0].edges + elsewhere)

@@ -94,6 +94,7 @@ def place(
         astray = (residual > 1.5 * config.max_edge_residual) | (
             torch.rad2deg(angle) > config.max_edge_rotation_deg
         )
+        given = begin.pivot is not None or bool(evidence.lenses.given.isfinite().any())
         if not bool(astray.any()):
             return Placed(
                 members=members, rows=rows, samples=used,
@@ -101,7 +102,7 @@ def place(
                 begin=begin, solution=solution, angle_rad=angle_rad,
             )  # fmt: skip
         for k in number[astray.cpu()].tolist():  # such a pair no longer holds a photo
-            reasons[k] = "contradicts the other pairs"
+            reasons[k] = "contradicts the other pairs" + (" or the given cameras" if given else "")
 
 
 def _by_pair(
@@ -226,14 +227,25 @@ def rotation_error_rad(
     return rotation_angle(solved.mT @ rotation_of(unit_j2unit_i))
 
 
-def why_disconnected(pairs: Pairs, views: Sequence[View], config: AlignConfig) -> str:
-    """Return the sentence for photos none of which overlap, with the figures of the best pair."""
-    k = int(pairs.score.argmax())
+def why_disconnected(evidence: Evidence, reasons: Sequence[str], config: AlignConfig) -> str:
+    """Return the sentence for photos of which no pair could be used: the best, and why not.
+
+    Best is a pair that is good by itself, where there is one: then others speak against it.
+    """
+    pairs, views = evidence.pairs, evidence.views
+    good = pairs.is_good(config)
+    score = torch.where(good, pairs.score, -torch.inf) if bool(good.any()) else pairs.score
+    k = int(score.argmax())
+    what = "could be used" if bool(good[k]) else "overlap confidently"
+    advice = "Take photos that overlap by half."
+    if any(evidence.cameras) or config.focal_px is not None:
+        check = "Check the given cameras (--cameras, --focal), or run without them."
+        advice = check if bool(good[k]) else f"{advice} {check}"
     return (
-        f"no two of the {len(views)} photos overlap confidently. The best pair, "
-        f"{views[int(pairs.a[k])].name} and {views[int(pairs.b[k])].name}, has confidence "
-        f"{float(pairs.confidence[k]):.2f} (needs {config.min_edge_confidence:g}), residual "
-        f"{float(pairs.residual[k]):.2f} (at most {config.max_edge_residual:g}), and its two "
-        f"orders differ by {float(pairs.rotation_gap_deg[k]):.0f} degrees (at most "
-        f"{config.max_edge_rotation_deg:g}). Take photos that overlap by half."
+        f"no two of the {len(views)} photos {what}. The best pair, {views[int(pairs.a[k])].name}"
+        f" and {views[int(pairs.b[k])].name}, has confidence"
+        f" {float(pairs.confidence[k]):.2f} (needs {config.min_edge_confidence:g}), residual"
+        f" {float(pairs.residual[k]):.2f} (at most {config.max_edge_residual:g}), and its two"
+        f" orders differ by {float(pairs.rotation_gap_deg[k]):.0f} degrees (at most"
+        f" {config.max_edge_rotation_deg:g}). It was refused: {reasons[k]}. {advice}"
     )
