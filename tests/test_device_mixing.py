@@ -385,7 +385,7 @@ def test_the_whole_program(cuda: FakeDevice, tmp_path: Path, monkeypatch: pytest
     )
     kept: list[matches.Matches] = []
     done = pipeline.reconstruct_groups(
-        [str(tmp_path)], settings, on_matches=lambda found, _: kept.extend(found)
+        [str(tmp_path)], settings, on_matches=lambda found, *_: kept.extend(found)
     )
     assert len(done.views) == 3
     assert got

@@ -15,8 +15,8 @@ LAYERS = (
     "console settings device download memory types model_config ground_truth pairs_extra "
     "synth.ground synth.materials",
     "geometry attention compiled published cameras matches ply scene_file views baselines",
-    "heads match_file tracks features wide_check given_files masks scale checkpoint sweep parallel "
-    "repeats synth.shapes",
+    "heads match_file known_cameras tracks features wide_check given_files masks scale checkpoint "
+    "sweep parallel repeats synth.shapes",
     "photos given clean model losses sharpen wide_features parallax sweep_check align_samples "
     "synth.surface synth.furniture",
     "croco wide_matches sweep_levels metrics throughput train_state weights predict align_focal "

@@ -1,6 +1,7 @@
 """Match files: what is read back is what was matched, in pixels of the photos."""
 
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,21 @@ def test_no_match_at_all(tmp_path: Path, suffix: str) -> None:
         with np.load(path) as file:
             assert file["pairs"].shape == (0, 2)
             assert file["offsets"].tolist() == [0]
+
+
+def test_given_lenses_are_cameras_with_a_known_focal_length(tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    square = torch.tensor([[614.0, 0, 320], [0, 614.0, 240], [0, 0, 1]])
+    wide = torch.tensor([[600.0, 0, 310], [0, 620.0, 250], [0, 0, 1]])
+    write_matches(path, MATCHES, VIEWS, [square, wide, None])
+    with closing(sqlite3.connect(path)) as database:
+        rows = database.execute("SELECT model, params, prior_focal_length FROM cameras").fetchall()
+    found = [(model, np.frombuffer(data).tolist(), known) for model, data, known in rows]
+    assert found == [
+        (0, [614.0, 320.0, 240.0], 1),
+        (1, [600.0, 620.0, 310.0, 250.0], 1),
+        (0, [1.2 * 128, 64.0, 48.0], 0),
+    ]
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:

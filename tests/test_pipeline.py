@@ -200,6 +200,33 @@ def test_known_cameras_and_masks_reach_the_alignment(
     assert bool(seen["masks"][2][:, 25:].all())
 
 
+def test_given_cameras_are_not_refined(
+    small: str,
+    photos: Path,
+    seen: dict[str, object],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    frames = [{"file_path": f"{n}.png", "transform_matrix": np.eye(4).tolist()} for n in range(3)]
+    given = tmp_path / "transforms.json"
+    given.write_text(json.dumps({"fl_x": 70.0, "w": 80, "h": 60, "frames": frames}))
+    wanted = config(small, cameras=str(given), refine=True)
+    lenses: list[torch.Tensor] = []
+    with caplog.at_level("WARNING"):
+        found = reconstruct_groups(
+            [str(photos)], wanted, on_matches=lambda *given: lenses.extend(given[2])
+        )
+    # three photos of noise: nothing is seen twice
+    assert "the photos confirm only 0 % of the depth. Check that --cameras" in caplog.text
+    assert found.cameras_given
+    assert found.refinements == ()
+    assert "bundle" not in caplog.text
+    assert [matrix[0, 0].item() for matrix in lenses] == pytest.approx([70.0] * 3)
+    both = replace(wanted, align=AlignConfig(focal_px=60.0))
+    with pytest.raises(UsageError, match="--focal 60 contradicts --cameras"):
+        reconstruct([str(photos)], both)
+
+
 def test_all_components_asks_for_every_group(small: str, photos: Path, seen: dict[str, object]):
     reconstruct([str(photos)], config(small, all_components=True))
     assert seen["limit"] == 1  # one scene is all that `reconstruct` returns

@@ -32,6 +32,11 @@ def test_everything_placed_and_refined():
     assert text == "3 of 3 photos placed; cameras refined; 62 % of the depth confirmed"
 
 
+def test_given_cameras_are_not_called_a_failure():
+    text = sentence([scene()], [], [dense(0.5, 3)], cameras_given=True)
+    assert text == "3 of 3 photos placed; cameras as given; 50 % of the depth confirmed"
+
+
 def test_missing_parallax_is_said():
     text = sentence([scene()], [replace(IMPROVED, parallax=False)], [None])
     assert text == (

@@ -10,8 +10,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from recon3d.align_samples import TINY, Cameras, edge_chunks, weighted_median
-from recon3d.config import AlignConfig, CamerasAre
+from recon3d.config import AlignConfig
 from recon3d.geometry import dot
+from recon3d.known_cameras import is_fixed
 from recon3d.types import View
 
 _PRIOR_RATIO = 1.35
@@ -48,7 +49,7 @@ class Focals:
 
 
 def lenses(views: Sequence[View], config: AlignConfig, cameras: Cameras = ()) -> Lenses:
-    """Return what is known: `--focal` first, then given cameras, then EXIF as a prior."""
+    """Return what is known: given cameras first, then `--focal`, then EXIF as a prior."""
     unknown = torch.full((2,), torch.nan, dtype=torch.float64)
     to_view = torch.stack([view.photo2view.double()[[0, 1], [0, 1]] for view in views])
     given, prior, source, exact = [], [], [], []
@@ -56,10 +57,10 @@ def lenses(views: Sequence[View], config: AlignConfig, cameras: Cameras = ()) ->
         camera = cameras[n] if cameras else None
         known = None if camera is None or camera.intrinsics is None else camera.intrinsics.double()
         is_given, from_exif = unknown, unknown
-        if config.focal_px is not None:
-            is_given = config.focal_px * to_view[n]
-        elif known is not None and config.cameras_are is CamerasAre.FIXED:
+        if known is not None and is_fixed(camera, config):
             is_given = known[[0, 1], [0, 1]]
+        elif config.focal_px is not None:
+            is_given = config.focal_px * to_view[n]
         if known is not None:
             from_exif = known[[0, 1], [0, 1]]
         elif view.focal_px is not None:

@@ -162,7 +162,9 @@ def run(
     left_out = found.scenes[0].left_out
     names = [target for targets in written for target in targets]
     names += [] if matches is None else [matches]
-    done = summary.sentence(found.scenes, found.refinements, found.dense)
+    done = summary.sentence(
+        found.scenes, found.refinements, found.dense, cameras_given=found.cameras_given
+    )
     say(f"{done}; wrote {', '.join(names)} in {console.total_s:.1f} s", quiet and not left_out)
     if json_output:
         document = summary.document(found, clouds, written, config.predict, console)

@@ -12,8 +12,9 @@ Source: COLMAP documentation, "Database Format".
 """
 
 import logging
+import math
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from io import BufferedIOBase
 from pathlib import Path
@@ -32,7 +33,8 @@ logger = logging.getLogger(__name__)
 FORMAT = "recon3d-matches/1"
 
 _MAX_IMAGES = 2147483647  # COLMAP's number of a pair is first * this + second
-_PINHOLE = 0  # COLMAP's number of the model with one focal length (SIMPLE_PINHOLE)
+_SIMPLE_PINHOLE, _PINHOLE = 0, 1  # COLMAP's numbers of the models with one focal length and two
+_SQUARE = 1e-4  # relative difference of two focal lengths that are one
 _USUAL_FOCAL = 1.2  # COLMAP's own start where EXIF says nothing, in long edges
 _TABLES = """
 CREATE TABLE cameras (camera_id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
@@ -55,7 +57,7 @@ def check_match_output(output: str, *, overwrite: bool) -> None:
             missing folder.
     """
     path = Path(output)
-    if path.suffix.lower() not in WRITERS:
+    if path.suffix.lower() not in (".npz", ".db"):
         raise UsageError(
             f"the matches {output!r} have no known ending. End it with .npz, or .db for COLMAP."
         )
@@ -69,13 +71,19 @@ def check_match_output(output: str, *, overwrite: bool) -> None:
         )
 
 
-def write_matches(path: str | Path, matches: Sequence[Matches], views: Sequence[View]) -> None:
+def write_matches(
+    path: str | Path,
+    matches: Sequence[Matches],
+    views: Sequence[View],
+    intrinsics: Sequence[Float[Tensor, "3 3"] | None] = (),
+) -> None:
     """Write matches to `path`, whole or not at all; the ending decides the format.
 
     Args:
         path: ends with .npz or .db; an existing file is replaced.
         matches: one per unordered pair, as `merge_orders` returns them.
         views: all views that the matches index.
+        intrinsics: what is known of each view's, in pixels of the photo; empty for nothing.
 
     Raises:
         UsageError: an unknown ending, or a photo whose name COLMAP cannot store.
@@ -83,7 +91,10 @@ def write_matches(path: str | Path, matches: Sequence[Matches], views: Sequence[
     """
     check_match_output(str(path), overwrite=True)
     with atomic_write(Path(path)) as file:
-        WRITERS[Path(path).suffix.lower()](matches, views, file)
+        if Path(path).suffix.lower() == ".npz":
+            write_npz(matches, views, file)
+        else:
+            write_database(matches, views, file, intrinsics)
     count = sum(len(one.confidence) for one in matches)
     logger.info("wrote %d matches of %d pairs to %s", count, len(matches), path)
 
@@ -111,19 +122,25 @@ def write_npz(matches: Sequence[Matches], views: Sequence[View], file: BufferedI
     )
 
 
-def write_database(matches: Sequence[Matches], views: Sequence[View], file: BufferedIOBase) -> None:
-    """Write a COLMAP database: a pinhole camera per photo, every matched pixel a keypoint once."""
+def write_database(
+    matches: Sequence[Matches],
+    views: Sequence[View],
+    file: BufferedIOBase,
+    intrinsics: Sequence[Float[Tensor, "3 3"] | None] = (),
+) -> None:
+    """Write a COLMAP database: a pinhole camera per photo, every matched pixel a keypoint once.
+
+    A focal length that is given, else that of EXIF, is marked as known.
+    """
     keypoints, rows = _keypoints(matches, views)
     with closing(sqlite3.connect(":memory:")) as database:
         database.executescript(_TABLES)
         for number, view in enumerate(views, start=1):
             width, height = view.photo_width, view.photo_height
-            focal_px = view.focal_px or _USUAL_FOCAL * max(width, height)
-            parameters = np.array([focal_px, width / 2, height / 2], dtype="<f8").tobytes()
-            known = view.focal_px is not None
+            model, parameters, known = _camera(view, intrinsics[number - 1] if intrinsics else None)
             database.execute(
                 "INSERT INTO cameras VALUES (?, ?, ?, ?, ?, ?)",
-                (number, _PINHOLE, width, height, parameters, known),
+                (number, model, width, height, np.array(parameters, "<f8").tobytes(), known),
             )
             try:
                 database.execute("INSERT INTO images VALUES (?, ?, ?)", (number, view.name, number))
@@ -146,10 +163,19 @@ def write_database(matches: Sequence[Matches], views: Sequence[View], file: Buff
         file.write(database.serialize())
 
 
-WRITERS: dict[str, Callable[[Sequence[Matches], Sequence[View], BufferedIOBase], None]] = {
-    ".npz": write_npz,
-    ".db": write_database,
-}
+def _camera(
+    view: View, intrinsics: Float[Tensor, "3 3"] | None
+) -> tuple[int, tuple[float, ...], bool]:
+    """Return COLMAP's model, its parameters, and whether the focal length is known."""
+    width, height = view.photo_width, view.photo_height
+    if intrinsics is None:
+        focal_px = view.focal_px or _USUAL_FOCAL * max(width, height)
+        known = view.focal_px is not None
+        return _SIMPLE_PINHOLE, (focal_px, width / 2, height / 2), known
+    (fx, _, cx), (_, fy, cy), _ = intrinsics.tolist()
+    if math.isclose(fx, fy, rel_tol=_SQUARE):
+        return _SIMPLE_PINHOLE, ((fx + fy) / 2, cx, cy), True
+    return _PINHOLE, (fx, fy, cx, cy), True
 
 
 def in_photo(pixels: Float[Tensor, "match 2"], view: View) -> Float64[np.ndarray, "match 2"]:

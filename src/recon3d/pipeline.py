@@ -11,8 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from recon3d.align import align_groups
+from recon3d.align_samples import Cameras
 from recon3d.bundle_check import RefineReport
 from recon3d.config import RunConfig
 from recon3d.dense import DenseReport, dense_scene
@@ -21,6 +24,7 @@ from recon3d.errors import DisconnectedError
 from recon3d.features import RgbOf
 from recon3d.fitting import Fit, smaller_and_smaller
 from recon3d.given import read_cameras
+from recon3d.known_cameras import all_given, check_focal, given_intrinsics
 from recon3d.masks import read_masks
 from recon3d.matches import Matches, collect_matches, merge_orders
 from recon3d.memory import alignment_bytes, free_device_bytes, thinned
@@ -61,12 +65,21 @@ class Reconstruction:
 
     `refinements` says what became of the bundle adjustment of each scene; empty without one.
     `dense` says how much of the depth of each scene its photos confirm; None without exact cameras.
+    `cameras_given` says that all cameras were given and fixed, so that none was to be refined.
     """
 
     scenes: tuple[Scene, ...]
     refinements: tuple[RefineReport, ...]
     dense: tuple[DenseReport | None, ...]
     views: tuple[View, ...]
+    cameras_given: bool = False
+
+
+OnMatches = Callable[
+    [Sequence[Matches], Sequence[View], Sequence[Float[Tensor, "3 3"] | None]], None
+]
+"""Takes matches, the views they index, and the intrinsics that were given, in pixels of the photos;
+None for a view without."""
 
 
 def reconstruct(
@@ -99,14 +112,14 @@ def reconstruct_groups(
     inputs: Sequence[str],
     config: RunConfig,
     *,
-    on_matches: Callable[[Sequence[Matches], Sequence[View]], None] | None = None,
+    on_matches: OnMatches | None = None,
     track: Track = silent,
 ) -> Reconstruction:
     """Return the scene of every group of photographs, or of the largest.
 
     Arguments and errors as for `reconstruct`. With several scenes `left_out` of the first names
     the photographs that are in none. `on_matches` is given the network's matches, one per unordered
-    pair, and the views they index as soon as they are known, whether or not a scene comes of them.
+    pair, as soon as they are known, whether or not a scene comes of them.
     """
     known_size = None if config.scale_from is None else parse_scale_from(config.scale_from)
     with _reproducible(config):
@@ -126,7 +139,7 @@ def reconstruct_groups(
         config, views, scenes = fit.config, fit.views, aligned.scenes
         matches = merge_orders(aligned.matches)
         if on_matches is not None:
-            on_matches(matches, views)
+            on_matches(matches, views, given_intrinsics(views, aligned.cameras, config.align))
         refinements: tuple[RefineReport, ...] = ()
         material = Material(
             views=views,
@@ -135,7 +148,7 @@ def reconstruct_groups(
             own=_predictor_of_one(model, aligned.encoded, config),
             rgb_of=_photo_reader(inputs, config),
         )
-        refining = is_refining(config, len(views))
+        refining = _refines(config, aligned.cameras, len(views))
         if aligned.doubt is not None:
             if not refining or has_poses(material):
                 raise aligned.doubt
@@ -166,6 +179,7 @@ def reconstruct_groups(
         refinements=refinements,
         dense=dense,
         views=views,
+        cameras_given=all_given(aligned.cameras, config.align),
     )
 
 
@@ -191,6 +205,7 @@ def _aligned(
     """Predict the pairs of all views and align them."""
     views, config = fit.views, fit.config
     cameras = () if config.cameras is None else read_cameras(Path(config.cameras), views)
+    check_focal(views, cameras, config.align)
     masks = () if config.masks is None else read_masks(Path(config.masks), views)
     started_s = time.perf_counter()
     encoded = encode_views(model, views, config.predict, track=track)
@@ -225,7 +240,7 @@ def _aligned(
     else:
         predictions = predict_encoded(model, encoded, pairs, config.predict, track=track)
     found: list[Matches] = []
-    if keep_matches or is_refining(config, len(views)):
+    if keep_matches or _refines(config, cameras, len(views)):
         predictions = collect_matches(predictions, found, config.matches)
     scenes: tuple[Scene, ...] = ()
     doubt: DisconnectedError | None = None
@@ -251,6 +266,11 @@ def _aligned(
     return _Aligned(encoded=encoded, cameras=cameras, matches=found, scenes=scenes, doubt=doubt)
 
 
+def _refines(config: RunConfig, cameras: Cameras, n_views: int) -> bool:
+    """Say whether there is a bundle adjustment; it cannot change what is given and fixed."""
+    return not all_given(cameras, config.align) and is_refining(config, n_views)
+
+
 def _device_to_align_on(
     device: torch.device, n_pairs: int, config: RunConfig
 ) -> torch.device | None:
@@ -269,9 +289,16 @@ def _densified(
     if not config.dense or len(names) < 2:
         return scene, None
     calibrated = any(c is not None and c.intrinsics is not None for c in material.cameras)
-    return dense_scene(
+    better, found = dense_scene(
         scene, names, config.stereo, rgb_of=material.rgb_of, calibrated=calibrated, track=track
     )
+    if not found.used and all_given(material.cameras, config.align):
+        logger.warning(
+            "with the given cameras the photos confirm only %.0f %% of the depth. Check that"
+            " --cameras gives those of these photos.",
+            100 * found.share,
+        )
+    return better, found
 
 
 def _predictor_of_one(

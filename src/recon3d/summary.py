@@ -21,11 +21,13 @@ def sentence(
     scenes: Sequence[Scene],
     refinements: Sequence[RefineReport] = (),
     dense: Sequence[DenseReport | None] = (),
+    *,
+    cameras_given: bool = False,
 ) -> str:
     """Return "3 of 5 photos placed; 2 left out: a.jpg (why), b.jpg (why)".
 
     With several scenes their sizes are named, pairs that contradict the rest are counted, and it is
-    said whether cameras were refined and how much of the depth the photos confirm.
+    said whether cameras were refined, or given, and how much of the depth the photos confirm.
     """
     left_out = scenes[0].left_out
     n_placed = sum(len(scene.views) for scene in scenes)
@@ -33,6 +35,8 @@ def sentence(
     if len(scenes) > 1:
         sizes = " + ".join(str(len(scene.views)) for scene in scenes)
         text += f" in {len(scenes)} groups ({sizes})"
+    if cameras_given:
+        text += "; cameras as given"
     n_refined = sum(report.improved for report in refinements)
     if refinements:
         what = "cameras" if n_refined == len(scenes) else f"cameras of {n_refined} groups"
