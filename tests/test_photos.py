@@ -264,7 +264,10 @@ def test_views_of_a_mixed_folder(tmp_path, caplog):
             name="bomb.png",
             reason="30000 x 30000 pixels, over the limit of 300 million; scale it down",
         ),
-        LeftOut(name="cut.jpg", reason="damaged or cut short (JPEG header)"),
+        LeftOut(
+            name="cut.jpg",
+            reason="damaged or cut short (JPEG, the file ends before the picture does)",
+        ),
         LeftOut(name="empty.jpg", reason="empty file"),
         LeftOut(name="good0.png", reason="same content as copy.png"),
         LeftOut(name="link.png", reason="same content as good1.png"),

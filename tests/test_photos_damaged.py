@@ -1,5 +1,6 @@
 """Damaged and hostile files, and HEIC: a photo or one clear reason, never another exception."""
 
+import os
 import random
 import sys
 import types
@@ -37,13 +38,32 @@ def test_cut_short_is_unreadable(tmp_path, extension):
 
 
 @pytest.mark.parametrize("progressive", [0, 1])
-def test_jpeg_without_its_last_byte_or_filled_with_zeros(tmp_path, progressive):
+def test_jpeg_that_ends_early_or_is_filled_with_zeros(tmp_path, progressive):
     options = (cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
     data = encode(".jpg", texture(320, 240), options)
-    zeros = data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
-    for damaged in (data[:-1], data[:-2], zeros):
-        with pytest.raises(InputError, match="damaged or cut short"):
+    half = data[: len(data) // 2]
+    for damaged in (
+        data[:-3],
+        data[:-9],
+        data[:-99],
+        half,
+        half + bytes(len(half)),
+        half + b"\xff",
+    ):
+        with pytest.raises(InputError, match=r"cut short .*the file ends before the picture does"):
             read(tmp_path, damaged)
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+@pytest.mark.parametrize("seed", range(4))
+def test_jpeg_that_lacks_only_its_end_marker_is_whole(tmp_path, progressive, seed, capfd):
+    pixels = np.random.default_rng(seed).integers(0, 256, (60 + seed, 80, 3)).astype(np.uint8)
+    data = encode(".jpg", pixels, (cv2.IMWRITE_JPEG_PROGRESSIVE, progressive))
+    whole = read(tmp_path, data)
+    for damaged in (data[:-1], data[:-2], data[:-2] + bytes(500)):
+        np.testing.assert_array_equal(read(tmp_path, damaged).rgb, whole.rgb)
+    os.write(2, b"back")
+    assert capfd.readouterr().err == "back"
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)

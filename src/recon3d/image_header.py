@@ -7,6 +7,7 @@ Source: ITU-T T.81 annex B (JPEG), PNG 3rd edition, RFC 9649 (WebP), TIFF 6.0, B
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from recon3d.errors import InputError
@@ -19,6 +20,9 @@ from recon3d.exif import (
     upright_tag,
 )
 
+JPEG_END = b"\xff\xd9"
+"""The marker behind the last pixel."""
+
 _MAX_STEPS = 200_000  # segments or chunks walked in one file: hostile files hold millions
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -26,13 +30,17 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageHeader:
-    """Size in pixels as stored, before `orientation` (EXIF, 1 to 8) is applied."""
+    """Size in pixels as stored, before `orientation` (EXIF, 1 to 8) is applied.
+
+    `has_end` is false for a JPEG file without its end marker: cut short, or only that was lost.
+    """
 
     format: str
     width: int
     height: int
     orientation: int
     focal_px: float | None
+    has_end: bool = True
 
 
 def image_format(data: bytes) -> str | None:
@@ -74,6 +82,7 @@ def read_header(data: bytes) -> ImageHeader:
         height=height,
         orientation=exif.orientation,
         focal_px=focal_px(exif, width, height),
+        has_end=kind != "jpeg" or _has_jpeg_end(data),
     )
 
 
@@ -92,6 +101,20 @@ def without_tiff_orientation(data: bytes) -> bytes:
 def _read_jpeg(data: bytes) -> tuple[int, int, Exif]:
     size: tuple[int, int] | None = None
     exif: Exif | None = None
+    for code, offset in _jpeg_segments(data):
+        (length,) = struct.unpack_from(">H", data, offset + 2)
+        if code == 0xE1 and exif is None and data[offset + 4 : offset + 10] == b"Exif\0\0":
+            exif = read_exif(data[offset + 4 : offset + 2 + length])
+        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC) and size is None:
+            height, width = struct.unpack_from(">HH", data, offset + 5)
+            size = (width, height)
+    if size is None:
+        raise ValueError("no frame header")
+    return *size, exif or Exif()
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield code and offset of each segment with content, up to the start of the first scan."""
     offset = 2
     for _ in range(_MAX_STEPS):
         mark, code = data[offset], data[offset + 1]
@@ -103,19 +126,17 @@ def _read_jpeg(data: bytes) -> tuple[int, int, Exif]:
         if code == 0x01 or 0xD0 <= code <= 0xD8:  # markers without content
             offset += 2
             continue
+        yield code, offset
         if code == 0xDA:  # start of scan: no more headers
-            break
+            return
         (length,) = struct.unpack_from(">H", data, offset + 2)
-        if code == 0xE1 and exif is None and data[offset + 4 : offset + 10] == b"Exif\0\0":
-            exif = read_exif(data[offset + 4 : offset + 2 + length])
-        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC) and size is None:
-            height, width = struct.unpack_from(">HH", data, offset + 5)
-            size = (width, height)
         offset += 2 + max(length, 2)
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    *_, (_, scan) = _jpeg_segments(data)
     # Searched from the end, so instant for whole files; cameras append films after the marker.
-    if size is None or data.rfind(b"\xff\xd9", offset) < 0:
-        raise ValueError("no frame header or no end marker")
-    return *size, exif or Exif()
+    return data.rfind(JPEG_END, scan) >= 0
 
 
 def _read_png(data: bytes) -> tuple[int, int, Exif]:

@@ -4,12 +4,15 @@ Decoded photos are large, so each lives only inside its worker thread; what is k
 `View`. A photo that cannot be used is left out with its reason, and the others go on.
 """
 
+import contextlib
 import glob
 import hashlib
 import importlib
 import logging
+import os
 import re
 import stat
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,7 +28,13 @@ from jaxtyping import UInt8
 from recon3d.config import ModelConfig, PhotoConfig
 from recon3d.errors import InputError, UsageError
 from recon3d.exif import focal_px, read_exif
-from recon3d.image_header import ImageHeader, image_format, read_header, without_tiff_orientation
+from recon3d.image_header import (
+    JPEG_END,
+    ImageHeader,
+    image_format,
+    read_header,
+    without_tiff_orientation,
+)
 from recon3d.progress import Track, silent
 from recon3d.repeats import find_repeats
 from recon3d.threads import n_processors
@@ -48,6 +57,8 @@ _OPENCV_MAX_PIXELS = 2**30  # OpenCV's own limit, fixed at the moment it is impo
 _REDUCED_MARGIN = 1.9  # a reduced JPEG must stay this much larger than the view
 _REDUCED_FLAGS = {8: 64, 4: 32, 2: 16}  # the bit that IMREAD_REDUCED_COLOR_N adds to IMREAD_COLOR
 _MIRROR = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> cv2.flip after transposing
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def find_photos(inputs: Sequence[str]) -> list[tuple[Path, str]]:
@@ -259,6 +270,8 @@ def _decode(
 ) -> tuple[ImageHeader, UInt8[np.ndarray, "decoded_height decoded_width 3"]]:
     header = read_header(data)
     _check_pixels(header.width, header.height, config)
+    if not header.has_end:
+        data = _ended(data)
     factor = _reduction(header, config) if reduce and header.format == "jpeg" else 1
     if header.format == "tiff":
         data = without_tiff_orientation(data)
@@ -267,6 +280,28 @@ def _decode(
     if rgb is None or rgb.shape != (header.height // factor, header.width // factor, 3):
         raise InputError(f"damaged or cut short ({header.format.upper()} data)")
     return header, np.asarray(rgb, np.uint8)
+
+
+def _ended(data: bytes) -> bytes:
+    """Return a JPEG file with the end marker it lacks, if that is all it lacks.
+
+    A decoder makes up missing pixels from whatever follows, so two fillers then give two pictures.
+
+    Raises:
+        InputError: when pixels are missing.
+    """
+    body = data.rstrip(b"\0")
+    if body.endswith(b"\xff"):  # half of the marker, or a byte of pixels with its stuffing
+        body = body[:-1] if len(body) == len(data) else body + b"\0"
+    filler = np.random.default_rng(0).integers(1, 255, 1024, np.uint8).tobytes()
+    whole, other = body + JPEG_END, body + filler + JPEG_END
+    with _silent_stderr():
+        one, two = (
+            cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR) for file in (whole, other)
+        )
+    if one is None or two is None or not np.array_equal(one, two):
+        raise InputError("damaged or cut short (JPEG, the file ends before the picture does)")
+    return whole
 
 
 def _reduction(header: ImageHeader, config: PhotoConfig) -> int:
@@ -341,3 +376,16 @@ def _quiet_opencv() -> Iterator[None]:
         yield
     finally:
         log.setLogLevel(level)
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep off stderr what libjpeg writes there past Python and OpenCV."""
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # there may be no stderr
+            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 2)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        yield
