@@ -227,6 +227,15 @@ def test_given_cameras_are_not_refined(
         reconstruct([str(photos)], both)
 
 
+def test_depth_from_photos_that_was_asked_for_is_missed(
+    small: str, photos: Path, seen: dict[str, object], caplog: pytest.LogCaptureFixture
+):
+    for wanted in (None, False, True):
+        with caplog.at_level("WARNING"):
+            reconstruct([str(photos)], config(small, dense=wanted))
+        assert ("--dense: no two cameras are exact" in caplog.text) == (wanted is True)
+
+
 def test_all_components_asks_for_every_group(small: str, photos: Path, seen: dict[str, object]):
     reconstruct([str(photos)], config(small, all_components=True))
     assert seen["limit"] == 1  # one scene is all that `reconstruct` returns

@@ -79,6 +79,19 @@ def test_every_option_reaches_its_field():
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"--cameras-are": CamerasAre.PRIOR}, "--cameras-are prior says something of given"),
+        ({"--dense": True, "--refine": False}, "--dense needs exact cameras, but --no-refine"),
+    ],
+)
+def test_settings_that_would_have_no_effect_are_refused(options: dict[str, object], words: str):
+    with pytest.raises(UsageError, match=words):
+        run_config(None, options)
+    assert run_config(None, options | {"--cameras": "cameras.json"}).cameras == "cameras.json"
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("sise = 3", "'sise' in .* is not a setting"),

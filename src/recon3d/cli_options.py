@@ -82,7 +82,7 @@ DenseOption = Annotated[
     typer.Option(
         "--dense/--no-dense",
         help="Take depth from the photos where cameras are exact.",
-        show_default=default("--dense"),
+        show_default="where two cameras are exact",
     ),
 ]
 AllComponentsOption = Annotated[

@@ -297,9 +297,9 @@ class RunConfig:
     `cameras` is a file or COLMAP model of known cameras, `masks` a folder of masks, `scale_from`
     "I,J,METRES": the distance between two cameras. `refine` adds a bundle adjustment; None does so
     where pycolmap is installed, for up to 200 photos. `dense` takes depth from the photos where
-    cameras are exact (refined, or given and fixed). `all_components` reconstructs every group of
-    photos, not the largest alone. `deterministic` gives the same bytes on every run on the same
-    machine.
+    cameras are exact (refined, or given and fixed): None where there are any, True warns where
+    there are none. `all_components` reconstructs every group of photos, not the largest alone.
+    `deterministic` gives the same bytes on every run on the same machine.
     """
 
     weights: str = "embedded"
@@ -308,7 +308,7 @@ class RunConfig:
     masks: str | None = None
     scale_from: str | None = None
     refine: bool | None = None
-    dense: bool = True
+    dense: bool | None = None
     all_components: bool = False
     deterministic: bool = False
     photos: PhotoConfig = field(default_factory=PhotoConfig)

@@ -286,7 +286,12 @@ def _densified(
 ) -> tuple[Scene, DenseReport | None]:
     """Return the scene with depth from the photos, where its cameras are exact."""
     names = exact_views(scene, report, material, config)
-    if not config.dense or len(names) < 2:
+    if config.dense and len(names) < 2:
+        logger.warning(
+            "--dense: no two cameras are exact (refined, or given in full and fixed), so that depth"
+            " stays that of the network"
+        )
+    if config.dense is False or len(names) < 2:
         return scene, None
     calibrated = any(c is not None and c.intrinsics is not None for c in material.cameras)
     better, found = dense_scene(

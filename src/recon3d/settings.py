@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from recon3d.config import RunConfig
+from recon3d.config import CamerasAre, RunConfig
 from recon3d.errors import UsageError
 
 Config = TypeVar("Config")
@@ -104,6 +104,7 @@ def run_config(path: Path | None, options: Mapping[str, Any]) -> RunConfig:
             leaf[name] = value
             config = _apply(config, tree, "", f"given with {flag}")
             _check_limits(config, f"given with {flag}")
+    _check_together(config)
     return config
 
 
@@ -179,6 +180,19 @@ def _check_limits(config: RunConfig, where: str) -> None:
             if not low <= value <= high:
                 top = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
                 raise UsageError(f"{name} is {value:g} {where}; it must be {top}.")
+
+
+def _check_together(config: RunConfig) -> None:
+    if config.cameras is None and config.align.cameras_are is not CamerasAre.FIXED:
+        raise UsageError(
+            f"--cameras-are {config.align.cameras_are} says something of given cameras, but none"
+            " are. Give them with --cameras, or leave it out."
+        )
+    if config.dense and config.refine is False and config.cameras is None:
+        raise UsageError(
+            "--dense needs exact cameras, but --no-refine leaves them as estimated and --cameras"
+            " gives none. Leave --dense or --no-refine out, or give cameras."
+        )
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
