@@ -54,6 +54,18 @@ def test_names(tmp_path, name, file):
     torch.testing.assert_close(mask, expected(levels()))
 
 
+def test_masks_that_leave_nothing(tmp_path, caplog):
+    black = np.zeros((12, 16), np.uint8)
+    write(tmp_path / "a.jpg.png", black)
+    write(tmp_path / "b.jpg.png")
+    first, _ = read_masks(tmp_path, [view("a.jpg"), view("b.jpg")])
+    assert not bool(first.any())
+    assert "1 masks are black everywhere, their photos are not used ('a.jpg')" in caplog.text
+    write(tmp_path / "b.jpg.png", black)
+    with pytest.raises(UsageError, match=r"all 2 masks are black everywhere.* Paint white what"):
+        read_masks(tmp_path, [view("a.jpg"), view("b.jpg")])
+
+
 def test_the_best_name_wins(tmp_path):
     for seed, file in enumerate(["s/a.jpg.png", "s/a.png", "a.jpg.png", "a.png"]):
         write(tmp_path / file, levels(seed=seed))

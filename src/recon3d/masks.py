@@ -47,7 +47,7 @@ def read_masks(folder: Path, views: Sequence[View]) -> tuple[Bool[Tensor, "_ _"]
 
     Raises:
         UsageError: no mask of any of the photos; one that cannot be read, is not a PNG file, has
-            not the shape of its photo, or is the photo itself.
+            not the shape of its photo, or is the photo itself; all are black.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder. Give one with a mask IMG.jpg.png per photo.")
@@ -59,13 +59,41 @@ def read_masks(folder: Path, views: Sequence[View]) -> tuple[Bool[Tensor, "_ _"]
             f" {PurePosixPath(views[0].name).name[:80] + '.png'!r}."
         )
     if bare:
-        shown = ", ".join(repr(name[:80]) for name in bare[:_N_NAMED])
-        more = f" and {len(bare) - _N_NAMED} more" if len(bare) > _N_NAMED else ""
-        logger.warning("%s: %d photos without a mask (%s%s)", folder, len(bare), shown, more)
-    return tuple(
+        logger.warning("%s: %d photos without a mask (%s)", folder, len(bare), _listed(bare))
+    masks = tuple(
         None if path is None else _resample(_read_mask(path, view), view)
         for path, view in zip(paths, views, strict=True)
     )
+    _check_blank(folder, masks, views)
+    return masks
+
+
+def _check_blank(
+    folder: Path, masks: Sequence[Bool[Tensor, "_ _"] | None], views: Sequence[View]
+) -> None:
+    """Warn of masks that leave nothing of their photos; all of them are a fault."""
+    blank = [
+        view.name
+        for mask, view in zip(masks, views, strict=True)
+        if mask is not None and not bool(mask.any())
+    ]
+    if len(blank) == len(views):
+        raise UsageError(
+            f"{folder}: all {len(blank)} masks are black everywhere, and black pixels are ignored."
+            " Paint white what is to be used, or leave --masks out."
+        )
+    if blank:
+        logger.warning(
+            "%s: %d masks are black everywhere, their photos are not used (%s)",
+            folder,
+            len(blank),
+            _listed(blank),
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name[:80]) for name in names[:_N_NAMED])
+    return f"{shown} and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else shown
 
 
 def _candidates(names: Sequence[str]) -> Iterator[list[PurePosixPath]]:
