@@ -33,7 +33,11 @@ SizeOption = Annotated[
 ]
 PairsOption = Annotated[
     str | None,
-    _option("--pairs", "auto, complete, window:K, logwin:K, oneref:I, retrieval:K or file:PATH."),
+    _option(
+        "--pairs",
+        "auto, complete, window:K, logwin:K, oneref:I, retrieval:K or file:PATH (two photos a line,"
+        " by name or by number from 0).",
+    ),
 ]
 DeviceOption = Annotated[str | None, _option("--device", "auto, cpu, cuda, cuda:1 or mps.")]
 PrecisionOption = Annotated[Precision | None, _option("--precision", "Arithmetic of the network.")]
