@@ -56,7 +56,8 @@ def test_the_settings_file_is_legal(tmp_path: Path) -> None:
 def test_the_table_of_exit_codes_is_complete() -> None:
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}
     faults = {fault.exit_code for fault in errors.ReconError.__subclasses__()}
-    assert codes == {0, 1, errors.EXIT_PARTIAL, errors.EXIT_INTERRUPTED} | faults
+    stopped = {errors.EXIT_INTERRUPTED, errors.EXIT_TERMINATED}
+    assert codes == {0, 1, errors.EXIT_PARTIAL} | stopped | faults
 
 
 def test_the_table_of_outputs_is_complete() -> None:
