@@ -13,10 +13,11 @@ from recon3d.threads import limit_threads, n_processors
 
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that the process may use 64 processors, and that nobody said how many threads."""
+    """Pretend that the process may use 64 processors, and that nobody spoke of threads."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is undone afterwards
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is undone afterwards
+        monkeypatch.delenv(name)
 
 
 def quota(tmp_path: Path, text: str) -> Path:
@@ -63,6 +64,20 @@ def test_threads_are_lowered_but_never_raised_nor_against_the_user(
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
     limit_threads(quota(tmp_path, "300000 100000"))
     assert os.environ["OMP_NUM_THREADS"] == "16"
+
+
+def test_threads_wait_as_the_user_says_else_not_busily_for_long(
+    many: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    limit_threads(tmp_path / "missing")
+    assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 100_000
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    limit_threads(tmp_path / "missing")
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    limit_threads(tmp_path / "missing")
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_torch_takes_the_limit_over(tmp_path: Path):
