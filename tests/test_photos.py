@@ -305,7 +305,7 @@ def test_threads_change_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("processors", "asked", "expected"), [(2, None, 2), (9, None, 4), (2, 8, 8)]
+    ("processors", "asked", "expected"), [(1, None, 2), (9, None, 4), (2, 8, 8)]
 )
 def test_threads_are_as_many_as_pay_unless_given(
     tmp_path, monkeypatch: pytest.MonkeyPatch, processors: int, asked: int | None, expected: int

@@ -142,7 +142,7 @@ class PhotoConfig:
     """Reading and resizing photographs.
 
     `size` is the long edge of a view in pixels; None takes the size of the weights. `threads` None
-    is one a processor, at most four: each holds a whole photo.
+    is two a processor, for one may wait for the disk, at most four: each holds a whole photo.
     """
 
     size: int | None = None

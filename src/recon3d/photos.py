@@ -145,7 +145,7 @@ def load_views(
 
     views: dict[str, View] = {}
     left_out: list[LeftOut] = []
-    n_threads = config.threads or min(_MOST_THREADS, n_processors())
+    n_threads = config.threads or min(_MOST_THREADS, 2 * n_processors())
     with _quiet_opencv(), ThreadPoolExecutor(n_threads) as pool:
         for done, result in enumerate(pool.map(view_of, found), start=1):
             if isinstance(result, View) and result.sha256 in views:
