@@ -94,13 +94,13 @@ def place(
         astray = (residual > 1.5 * config.max_edge_residual) | (
             torch.rad2deg(angle) > config.max_edge_rotation_deg
         )
-        given = begin.pivot is not None or bool(evidence.lenses.given.isfinite().any())
         if not bool(astray.any()):
             return Placed(
                 members=members, rows=rows, samples=used,
                 pair_of_row=number.to(pair_of_row.device)[pair_of_row],
                 begin=begin, solution=solution, angle_rad=angle_rad,
             )  # fmt: skip
+        given = begin.pivot is not None or bool(evidence.lenses.given.isfinite().any())
         for k in number[astray.cpu()].tolist():  # such a pair no longer holds a photo
             reasons[k] = "contradicts the other pairs" + (" or the given cameras" if given else "")
 

@@ -36,8 +36,9 @@ def camera_doubt(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, 
     Relative to all cameras together (their mean rotation, place and distance from each other), or
     to the fixed ones, from the scatter of the observations about their points, and from what is not
     known of the lenses: focal lengths, and principal points, which no adjustment moves. Errors that
-    all share otherwise, as of lens distortion, are not seen. nan for views without tracks and
-    beyond `MAX_VIEWS` views; 0 for fixed ones.
+    all share otherwise, as of lens distortion, are not seen, but for two views: the tracks of two
+    say nothing here of focal lengths. nan for views without tracks and beyond `MAX_VIEWS` views; 0
+    for fixed ones.
     """
     n_views = len(rig.focal)
     doubt = torch.full((n_views, 2), torch.nan, dtype=torch.float64)
@@ -56,8 +57,8 @@ def camera_doubt(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, 
     )
     moved = covariance @ normal[adjusted, parameters.n_adjusted :] * parameters.spread
     covariance = covariance + moved @ moved.mT
-    none = torch.zeros(len(normal) + 1 - parameters.n_adjusted, dtype=torch.float64)
-    variance = torch.cat((covariance.diagonal(), none))
+    variance = torch.zeros(len(normal) + 1, dtype=torch.float64)
+    variance[adjusted] = covariance.diagonal()
     both = variance[parameters.place[held, :6]].unflatten(1, (2, 3)).sum(-1).clamp_min(0).sqrt()
     doubt[held, 0] = torch.rad2deg(both[:, 0]).clamp_max(180.0)  # no two rotations are further
     doubt[held, 1] = both[:, 1] * length

@@ -57,7 +57,8 @@ def smaller_and_smaller(
     photos = replace(config.photos, size=size, patch_size=patch)
     views, unusable = load_views(inputs, photos, track=track)
     shapes = [(view.image.shape[-2], view.image.shape[-1]) for view in views]
-    outline = pair_outline(config.pairs, len(views), photos=_numbered(inputs, views))
+    numbered = _numbered(inputs, views)
+    outline = pair_outline(config.pairs, len(views), photos=numbered)
     free = free_device_bytes(device)
     host_free = free_host_bytes() if device.type == "cuda" else None
     planned: Plan | None = None
@@ -79,6 +80,7 @@ def smaller_and_smaller(
         if planned.share < 1 and fitting != photos.size:
             photos = replace(photos, size=fitting)
             views, unusable = load_views(inputs, photos)
+            numbered = _numbered(inputs, views)
         predict = replace(
             config.predict,
             batch_size=planned.batch_size,
@@ -87,7 +89,7 @@ def smaller_and_smaller(
         yield Fit(
             views=views,
             unusable=unusable,
-            photos=_numbered(inputs, views),
+            photos=numbered,
             config=replace(config, photos=photos, predict=predict),
             most_pairs=None if planned.pairs == tuple(outline) else len(planned.pairs),
         )

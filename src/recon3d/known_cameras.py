@@ -27,12 +27,14 @@ def is_fixed(camera: KnownCamera | None, config: AlignConfig) -> bool:
     )
 
 
+def is_exact(camera: KnownCamera | None, config: AlignConfig) -> bool:
+    """Say whether a camera was given in full, its place too, and stays as it is."""
+    return camera is not None and camera.cam2world is not None and is_fixed(camera, config)
+
+
 def all_given(cameras: Sequence[KnownCamera | None], config: AlignConfig) -> bool:
     """Say whether every camera was given in full and stays as it is: nothing is to be refined."""
-    return bool(cameras) and all(
-        camera is not None and camera.cam2world is not None and is_fixed(camera, config)
-        for camera in cameras
-    )
+    return bool(cameras) and all(is_exact(camera, config) for camera in cameras)
 
 
 def check_focal(

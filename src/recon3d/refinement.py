@@ -17,7 +17,7 @@ from recon3d.config import CamerasAre, RunConfig
 from recon3d.errors import DisconnectedError
 from recon3d.features import RgbOf
 from recon3d.geometry import rotation_angle
-from recon3d.known_cameras import is_fixed
+from recon3d.known_cameras import is_exact
 from recon3d.matches import Matches, renumber
 from recon3d.progress import Track, silent
 from recon3d.types import LeftOut, PairPrediction, Scene, View
@@ -68,7 +68,7 @@ def exact_views(
     names |= {
         view.name
         for view, camera in zip(material.views, material.cameras, strict=False)
-        if camera is not None and camera.cam2world is not None and is_fixed(camera, config.align)
+        if is_exact(camera, config.align)
     }
     return frozenset(view.name for view in scene.views if view.name in names)
 
