@@ -9,7 +9,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from recon3d.config import PRESETS, HeadType, ModelConfig
 from recon3d.heads import HEADS, LinearHead, activate, activate_descriptors
-from recon3d.model import CrossAttention, TwoViewModel, TwoViewOutput, rope_table, rotate
+from recon3d.model import (
+    CrossAttention,
+    DecoderTokens,
+    TwoViewModel,
+    TwoViewOutput,
+    rope_table,
+    rotate,
+)
 
 TINY = ModelConfig(
     patch_size=16,
@@ -298,6 +305,35 @@ def test_descriptor_activation_by_hand() -> None:
     torch.testing.assert_close(descriptors[0, 0, 0], torch.tensor([0.6, -0.8]))
     torch.testing.assert_close(confidence, torch.tensor([[[5.0]]]))
     assert not activate_descriptors(torch.zeros(1, 3, 1, 1))[0].isnan().any()
+
+
+def test_only_the_features_asked_for_are_kept() -> None:
+    model = tiny()
+    tokens_i, tokens_j = torch.randn(2, 6, 16), torch.randn(2, 4, 16)
+    every = model.decode_tokens(tokens_i, tokens_j, (2, 3), (2, 2))
+    some = model.decode_tokens(tokens_i, tokens_j, (2, 3), (2, 2), kept=(0, 2, 4))
+    for side in ("tokens_i", "tokens_j"):
+        for layer, (a, b) in enumerate(zip(getattr(every, side), getattr(some, side), strict=True)):
+            assert torch.equal(a, b) if layer in (0, 2, 4) else b.numel() == 0
+
+
+@pytest.mark.parametrize("head", list(HeadType))
+def test_decoding_keeps_what_the_head_reads(
+    head: HeadType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(head)
+    seen: list[DecoderTokens] = []
+    heads = model.heads
+
+    def watched(decoded: DecoderTokens, *rest: object) -> TwoViewOutput:
+        seen.append(decoded)
+        return heads(decoded, *rest)
+
+    monkeypatch.setattr(model, "heads", watched)
+    model.decode(torch.randn(1, 6, 16), torch.randn(1, 4, 16), (2, 3), (2, 2))
+    for features in (seen[0].tokens_i, seen[0].tokens_j):
+        kept = [layer for layer, values in enumerate(features) if values.numel()]
+        assert kept == ([0, 4] if head is HeadType.LINEAR else [0, 2, 3, 4])
 
 
 @pytest.mark.parametrize(("depth", "hooks"), [(10, (0, 5, 7, 10)), (12, (0, 6, 9, 12))])

@@ -45,6 +45,7 @@ class LinearHead(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch_size = config.patch_size
+        self.hooks = (config.dec_depth,)
         self.proj = nn.Linear(config.dec_dim, 4 * config.patch_size**2)
 
     def forward(self, features: list[Tensor], grid: Grid) -> Float[Tensor, "B 4 height width"]:
@@ -178,6 +179,7 @@ class DptHead(nn.Module):
         super().__init__()
         self.patch_size = config.patch_size
         self.dpt = DptBody(config)
+        self.hooks = self.dpt.hooks
 
     def forward(self, features: list[Tensor], grid: Grid) -> Float[Tensor, "B 4 height width"]:
         out: Tensor = self.dpt(features, grid)

@@ -103,8 +103,9 @@ def working_bytes(
     pixels = shape[0] * shape[1]
     size = _HALF_BYTES if half else _FLOAT_BYTES
     n_tokens = pixels // config.patch_size**2
-    # what the heads read: the decoders sum up in fp32 in any case
-    features = config.enc_dim * size + (config.dec_depth + 1) * config.dec_dim * _FLOAT_BYTES
+    # what the heads read, and what the next layer does: the decoders sum up in fp32 in any case
+    n_read = 1 if config.head is HeadType.LINEAR else 3
+    features = config.enc_dim * size + (n_read + 1) * config.dec_dim * _FLOAT_BYTES
     kept = 2 * features * n_tokens
     block = (4 + 2 * config.mlp_ratio) * max(config.enc_dim, config.dec_dim) * n_tokens * size
     # raw values, directions, distances, points and their halves, of both heads

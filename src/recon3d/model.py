@@ -7,7 +7,7 @@ CroCo (Weinzaepfel et al. 2022), DUSt3R (Wang et al. 2024). The heads are in hea
 Shapes: B pairs, N tokens, D channels, H heads, C channels of one head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -41,8 +41,9 @@ class TwoViewOutput(NamedTuple):
 class DecoderTokens(NamedTuple):
     """Features of both views after each decoder layer, and attention of the requested layers.
 
-    `tokens_*[0]` is the encoder's output, the last entry is after the final norm. `attention[l]`
-    holds log-attention of i over the tokens of j, and of j over those of i, before layer l's MLP.
+    `tokens_*[0]` is the encoder's output, the last entry is after the final norm; those not asked
+    for are empty. `attention[l]` holds log-attention of i over the tokens of j, and of j over those
+    of i, before layer l's MLP.
     """
 
     tokens_i: list[Tensor]
@@ -288,11 +289,12 @@ class TwoViewModel(nn.Module):
         watched_heads: int | None = None,
         *,
         compiled: bool = False,
+        kept: Sequence[int] | None = None,
     ) -> DecoderTokens:
         """Run both decoders; every layer of each reads the other's previous layer.
 
         Of the `attention_layers` the log-attention of the first `watched_heads` is kept (None: of
-        all heads).
+        all heads). Features are kept after the layers `kept`, counted from 1 (None: after all).
         """
         config = self.config
         run = _compiled_block() if compiled else _run_block
@@ -313,8 +315,9 @@ class TwoViewModel(nn.Module):
             x_i, x_j = next_i, next_j
             if attention_i is not None and attention_j is not None:
                 attention[layer] = (attention_i, attention_j)
-            features_i.append(x_i)
-            features_j.append(x_j)
+            is_kept = kept is None or layer + 1 in kept
+            features_i.append(x_i if is_kept else x_i.new_empty(0))
+            features_j.append(x_j if is_kept else x_j.new_empty(0))
         features_i[-1], features_j[-1] = self.dec_norm(x_i), self.dec_norm(x_j)
         return DecoderTokens(features_i, features_j, attention)
 
@@ -357,5 +360,8 @@ class TwoViewModel(nn.Module):
 
         `compiled` runs the blocks of the decoders compiled, which rounds differently.
         """
-        decoded = self.decode_tokens(tokens_i, tokens_j, grid_i, grid_j, compiled=compiled)
+        kept = self.downstream_head1.hooks
+        decoded = self.decode_tokens(
+            tokens_i, tokens_j, grid_i, grid_j, compiled=compiled, kept=kept
+        )
         return self.heads(decoded, grid_i, grid_j)
