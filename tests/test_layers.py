@@ -17,8 +17,8 @@ LAYERS = (
     "geometry attention compiled published cameras matches ply scene_file views baselines",
     "heads match_file known_cameras tracks features wide_check given_files masks scale checkpoint "
     "sweep parallel repeats synth.shapes",
-    "photos given clean model losses sharpen wide_features parallax sweep_check align_samples "
-    "synth.surface synth.furniture",
+    "photos given clean model skips losses sharpen wide_features parallax sweep_check "
+    "align_samples synth.surface synth.furniture",
     "croco wide_matches sweep_levels metrics throughput train_state weights predict align_focal "
     "fuse synth.shade synth.assembly",
     "two_step fitting dense align_init bundle_solve croco_file workers scores synth.render "

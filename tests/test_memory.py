@@ -13,11 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recon3d import memory
 from recon3d.align_samples import KeptMaps
 from recon3d.config import PRESETS, HeadType, ModelConfig, Precision
 from recon3d.errors import ResourceError
 from recon3d.memory import (
     CPU_BATCH,
+    SKIPS_PER_PAIR,
     choose_batch_size,
     free_device_bytes,
     free_host_bytes,
@@ -61,6 +63,13 @@ def test_fifty_large_photos_by_hand():
     few = plan(LARGE, SHAPES, [(0, 1)], 20 * GB, "cpu", half=True)
     assert few.maps == 2 * 2 * 384 * 512 * 8
     assert few.tokens == 2 * 768 * 1024 * 2
+
+
+def test_what_is_kept_of_single_views_is_counted(monkeypatch: pytest.MonkeyPatch):
+    counted = working_bytes(LARGE, SHAPES[0], 4, half=True)
+    monkeypatch.setattr(memory, "SKIPS_PER_PAIR", 0)
+    without = working_bytes(LARGE, SHAPES[0], 4, half=True)
+    assert counted - without == 4 * SKIPS_PER_PAIR * 256 * 96 * 128 * 4  # 201 MB
 
 
 def test_many_photos_keep_four_maps_each_whatever_the_limit():

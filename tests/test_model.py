@@ -307,6 +307,40 @@ def test_descriptor_activation_by_hand() -> None:
     assert not activate_descriptors(torch.zeros(1, 3, 1, 1))[0].isnan().any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head", [HeadType.DPT, HeadType.CATMLP_DPT])
+def test_what_is_known_of_one_view_changes_nothing(head: HeadType, dtype: torch.dtype) -> None:
+    model = tiny(head)
+    tokens_i, tokens_j = torch.randn(2, 6, 16), torch.randn(2, 6, 16)
+    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with torch.inference_mode(), half:
+        # one view at a time, as parts of a batch round otherwise
+        skips = [
+            [model.skip(side, one, (3, 2)) for one in tokens.split(1)]
+            for side, tokens in enumerate((tokens_i, tokens_j))
+        ]
+        # the size and the type that recon3d.memory counts
+        assert {(skip.dtype, *skip.shape) for side in skips for skip in side} == {
+            (torch.float32, 1, TINY.dpt_feature_dim, 4 * 3, 4 * 2)
+        }
+        for k in range(2):
+            i, j = tokens_i[k : k + 1], tokens_j[k : k + 1]
+            plain = model.decode(i, j, (3, 2), (3, 2))
+            known = model.decode(
+                i, j, (3, 2), (3, 2), skips=(skips[0][k : k + 1], skips[1][k : k + 1])
+            )
+            for a, b in zip(given(plain), given(known), strict=True):
+                assert torch.equal(a, b)
+            wrong = model.decode(
+                i, j, (3, 2), (3, 2), skips=(skips[1][k : k + 1], skips[0][k : k + 1])
+            )
+            assert not torch.equal(plain.pointmap_i, wrong.pointmap_i)
+        plain = model.decode(tokens_i, tokens_j, (3, 2), (3, 2))
+        known = model.decode(tokens_i, tokens_j, (3, 2), (3, 2), skips=(skips[0], skips[1]))
+    for a, b in zip(given(plain), given(known), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_only_the_features_asked_for_are_kept() -> None:
     model = tiny()
     tokens_i, tokens_j = torch.randn(2, 6, 16), torch.randn(2, 4, 16)

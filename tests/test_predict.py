@@ -143,6 +143,23 @@ def test_descriptors_are_passed_on_where_the_network_gives_them(views: tuple[Vie
     assert next(predict_pairs(plain, views, [(0, 1)], FP32)).descriptors_i is None
 
 
+def test_what_a_head_makes_of_one_view_is_made_once(views: tuple[View, ...]):
+    small = ModelConfig(enc_dim=32, enc_depth=1, enc_heads=1, dec_dim=32, dec_depth=2, dec_heads=1)
+    small = replace(small, head=HeadType.DPT, dpt_layer_dims=(4, 4, 4, 4))
+    network = TwoViewModel(replace(small, dpt_feature_dim=8, dpt_last_dim=4)).eval()
+    made: list[Tensor] = []
+    for head in (network.downstream_head1, network.downstream_head2):
+        head.dpt.act_postprocess[0].register_forward_hook(lambda _, given, out: made.extend(out))
+    found = by_pair(list(predict_pairs(network, views, COMPLETE, config(batch_size=8))))
+    assert len(made) == 10  # of 5 views for 2 heads, not of 40 for 20 ordered pairs
+    # a pair by itself makes all it needs
+    for i, j in COMPLETE:
+        alone = by_pair(list(predict_pairs(network, views, [(i, j)], FP32)))
+        for pair in ((i, j), (j, i)):
+            for a, b in zip(found[pair], alone[pair], strict=True):
+                torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-4)
+
+
 def test_batched_equals_one_by_one(model: TwoViewModel, views: tuple[View, ...]):
     batched = list(predict_pairs(model, views, COMPLETE, config(batch_size=8)))
     single = list(predict_pairs(model, views, COMPLETE, config(batch_size=1)))

@@ -6,6 +6,7 @@ al. 2021), DUSt3R (Wang et al. 2024), MASt3R (Leroy et al. 2024).
 Shapes: B pairs, N tokens, D channels.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -17,6 +18,8 @@ from recon3d.config import HeadType, ModelConfig
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
+Skips = tuple[Sequence[Tensor], Sequence[Tensor]]
+"""Of the views i and of the views j of some pairs, image after image: `DptBody.skip`."""
 
 
 class Mlp(nn.Module):
@@ -48,7 +51,9 @@ class LinearHead(nn.Module):
         self.hooks = (config.dec_depth,)
         self.proj = nn.Linear(config.dec_dim, 4 * config.patch_size**2)
 
-    def forward(self, features: list[Tensor], grid: Grid) -> Float[Tensor, "B 4 height width"]:
+    def forward(
+        self, features: list[Tensor], grid: Grid, skips: None = None
+    ) -> Float[Tensor, "B 4 height width"]:
         with torch.autocast(features[-1].device.type, enabled=False):
             x = self.proj(features[-1].float()).mT.unflatten(-1, grid)
         return F.pixel_shuffle(x, self.patch_size)
@@ -67,7 +72,7 @@ class ResidualConvUnit(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """Add a refined skip, refine, project, double the resolution.
+    """Add a skip that `resConfUnit1` has refined, refine, project, double the resolution.
 
     The published order is to double first: the same, for the projection acts on each pixel alone
     and the weights of the interpolation sum to 1; but on four times as many pixels.
@@ -81,7 +86,7 @@ class FusionBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         if skip is not None:
-            x = x + self.resConfUnit1(skip)
+            x = x + skip
         x = self.out_conv(self.resConfUnit2(x))
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
@@ -102,15 +107,24 @@ class Scratch(nn.Module):
         for level in range(1, 5):
             self.add_module(f"refinenet{level}", FusionBlock(dim))
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        with torch.autocast(maps[0].device.type, enabled=False):
-            maps = [self.get_submodule(f"layer{k}_rn")(x) for k, x in enumerate(maps, start=1)]
-            x = self.get_submodule("refinenet4")(maps[3])
+    def skip(self, level: int, x: Tensor) -> Tensor:
+        """Return what the fusion block of this level adds, made from its map."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.get_submodule(f"layer{level}_rn")(x)
+        refine: Tensor = self.get_submodule(f"refinenet{level}.resConfUnit1")(x)
+        return refine
+
+    def forward(self, coarse: list[Tensor], skips: Sequence[Tensor]) -> Tensor:
+        """Fuse the maps of the levels 2 to 4 and the skips of the finest, of image after image."""
+        with torch.autocast(coarse[0].device.type, enabled=False):
+            x = self.get_submodule("refinenet4")(self.get_submodule("layer4_rn")(coarse[2]))
             # An odd patch grid: the coarsest map was rounded up when it was halved.
-            x = x[:, :, : maps[2].shape[2], : maps[2].shape[3]]
+            x = x[:, :, : coarse[1].shape[2], : coarse[1].shape[3]]
             for level in (3, 2):
-                x = self.get_submodule(f"refinenet{level}")(x, maps[level - 1])
-        return self.get_submodule("refinenet1")(x, maps[0])
+                skip = self.skip(level, coarse[level - 2])
+                x = self.get_submodule(f"refinenet{level}")(x, skip)
+        finest = skips[0] if len(skips) == 1 else torch.cat(tuple(skips))
+        return self.get_submodule("refinenet1")(x, finest)
 
 
 class DptBody(nn.Module):
@@ -139,13 +153,23 @@ class DptBody(nn.Module):
             nn.Conv2d(config.dpt_last_dim, 4, 1),
         )
 
-    def forward(self, features: list[Tensor], grid: Grid) -> Tensor:
+    def skip(self, tokens_BND: Tensor, grid: Grid) -> Float[Tensor, "B D rows columns"]:
+        """Return what the finest level adds, a fifth of the work: of the encoder's tokens alone."""
+        with torch.autocast(tokens_BND.device.type, enabled=False):
+            x = self.act_postprocess[0](_as_map(tokens_BND.float(), grid))
+        return self.scratch.skip(1, x)
+
+    def forward(
+        self, features: list[Tensor], grid: Grid, skips: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        if skips is None:
+            skips = (self.skip(features[0], grid),)
         with torch.autocast(features[-1].device.type, enabled=False):
-            maps = [
-                process(_as_map(features[hook].float(), grid))
-                for process, hook in zip(self.act_postprocess, self.hooks, strict=True)
+            coarse = [
+                self.act_postprocess[level](_as_map(features[self.hooks[level]].float(), grid))
+                for level in (1, 2, 3)
             ]
-        x = self.scratch(maps)
+        x = self.scratch(coarse, skips)
         return torch.cat([self._every_pixel(images) for images in _few_at_a_time(x)])
 
     def _every_pixel(self, x: Tensor) -> Float[Tensor, "B 4 height width"]:
@@ -181,8 +205,10 @@ class DptHead(nn.Module):
         self.dpt = DptBody(config)
         self.hooks = self.dpt.hooks
 
-    def forward(self, features: list[Tensor], grid: Grid) -> Float[Tensor, "B 4 height width"]:
-        out: Tensor = self.dpt(features, grid)
+    def forward(
+        self, features: list[Tensor], grid: Grid, skips: Sequence[Tensor] | None = None
+    ) -> Float[Tensor, "B 4 height width"]:
+        out: Tensor = self.dpt(features, grid, skips)
         size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
         if out.shape[2:] != size:
             out = F.interpolate(out, size=size, mode="bilinear", align_corners=True)
@@ -202,13 +228,13 @@ class DescriptorHead(DptHead):
         self.head_local_features = Mlp(dim, 4 * dim, values * config.patch_size**2)
 
     def forward(
-        self, features: list[Tensor], grid: Grid
+        self, features: list[Tensor], grid: Grid, skips: Sequence[Tensor] | None = None
     ) -> Float[Tensor, "B channel height width"]:
         """Return x, y, z, c, then the descriptor, then its confidence."""
         both_BND = torch.cat((features[0].float(), features[-1].float()), dim=-1)
         local = self.head_local_features(both_BND).float().mT.unflatten(-1, grid)
         return torch.cat(
-            (super().forward(features, grid), F.pixel_shuffle(local, self.patch_size)), dim=1
+            (super().forward(features, grid, skips), F.pixel_shuffle(local, self.patch_size)), dim=1
         )
 
 

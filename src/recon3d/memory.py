@@ -29,6 +29,8 @@ CPU_BATCH = 4
 """On a processor larger batches gain nothing."""
 TOKENS_PER_BATCH = 49152
 """Enough of them to fill a large GPU; more only take memory."""
+SKIPS_PER_PAIR = 4
+"""Of what a head with DPT makes of one view alone, kept at most for each pair of a batch."""
 LEAST_LONG_EDGE_PX = 128
 _USABLE_SHARE = 0.9  # of what is free: allocators waste some
 _SMALLER = 0.75
@@ -121,6 +123,8 @@ def working_bytes(
         copies = _FLOAT_BYTES * last if half else size * (dim // 2 + last)
         head = n_finest * pixels * (size * (dim // 2 + last) + copies)
         head += batch_size * pixels // 4 * dim * (_FLOAT_BYTES + _HALF_BYTES)
+        # patches of which each has 4 x 4 values a channel
+        kept += SKIPS_PER_PAIR * 16 * n_tokens * dim * _FLOAT_BYTES
     if config.has_descriptors:
         output += 4 * (config.descriptor_dim + 1) * pixels * _FLOAT_BYTES
     return _FIXED_BYTES + batch_size * (kept + output) + max(batch_size * block, head)

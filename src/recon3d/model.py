@@ -7,9 +7,10 @@ CroCo (Weinzaepfel et al. 2022), DUSt3R (Wang et al. 2024). The heads are in hea
 Shapes: B pairs, N tokens, D channels, H heads, C channels of one head.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,16 @@ from torch import Tensor, nn
 
 from recon3d.attention import attend
 from recon3d.config import ModelConfig
-from recon3d.heads import HEADS, Grid, LinearHead, Mlp, activate, activate_descriptors
+from recon3d.heads import (
+    HEADS,
+    DptHead,
+    Grid,
+    LinearHead,
+    Mlp,
+    Skips,
+    activate,
+    activate_descriptors,
+)
 
 Rope = tuple[Tensor, Tensor]
 
@@ -321,19 +331,38 @@ class TwoViewModel(nn.Module):
         features_i[-1], features_j[-1] = self.dec_norm(x_i), self.dec_norm(x_j)
         return DecoderTokens(features_i, features_j, attention)
 
-    def heads(self, decoded: DecoderTokens, grid_i: Grid, grid_j: Grid) -> TwoViewOutput:
+    @contextlib.contextmanager
+    def _arithmetic_of_heads(self, device: str) -> Iterator[None]:
+        bf16 = (
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        )
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
+            yield
+
+    def skip(
+        self, side: int, tokens: Float[Tensor, "batch token enc_dim"], grid: Grid
+    ) -> Float[Tensor, "batch channel rows columns"]:
+        """Return the part of a head with DPT that depends on one view alone.
+
+        `side` is 0 for views that are first in their pairs (i), 1 for those that are second (j).
+        """
+        head = cast(DptHead, self.downstream_head2 if side else self.downstream_head1)
+        with self._arithmetic_of_heads(tokens.device.type):
+            return head.dpt.skip(tokens, grid)
+
+    def heads(
+        self, decoded: DecoderTokens, grid_i: Grid, grid_j: Grid, skips: Skips | None = None
+    ) -> TwoViewOutput:
         """Turn decoder features into pointmaps and confidences, which are always fp32.
 
         Under bf16 autocast the finest convolutions of DPT run in bf16, the rest in fp32. Under
         fp16 all of the head is fp32: nothing bounds the size of its features.
         """
         device = decoded.tokens_i[-1].device.type
-        bf16 = (
-            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-        )
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-            raw_i = self.downstream_head1(decoded.tokens_i, grid_i)
-            raw_j = self.downstream_head2(decoded.tokens_j, grid_j)
+        skips_i, skips_j = skips or (None, None)
+        with self._arithmetic_of_heads(device):
+            raw_i = self.downstream_head1(decoded.tokens_i, grid_i, skips_i)
+            raw_j = self.downstream_head2(decoded.tokens_j, grid_j, skips_j)
         with torch.autocast(device, enabled=False):
             output = TwoViewOutput(*activate(raw_i[:, :4]), *activate(raw_j[:, :4]))
             if not self.config.has_descriptors:
@@ -354,14 +383,16 @@ class TwoViewModel(nn.Module):
         grid_i: Grid,
         grid_j: Grid,
         *,
+        skips: Skips | None = None,
         compiled: bool = False,
     ) -> TwoViewOutput:
         """Return both pointmaps, in camera i, from the encoded views; a grid is (rows, columns).
 
-        `compiled` runs the blocks of the decoders compiled, which rounds differently.
+        `skips` are known values of `skip`. `compiled` runs the blocks of the decoders compiled,
+        which rounds differently.
         """
         kept = self.downstream_head1.hooks
         decoded = self.decode_tokens(
             tokens_i, tokens_j, grid_i, grid_j, compiled=compiled, kept=kept
         )
-        return self.heads(decoded, grid_i, grid_j)
+        return self.heads(decoded, grid_i, grid_j, skips)

@@ -22,10 +22,11 @@ from recon3d.device import (
     unless_out_of_memory,
 )
 from recon3d.errors import MemoryShortageError, ResourceError, UsageError
-from recon3d.heads import Grid
-from recon3d.memory import choose_batch_size, free_device_bytes
+from recon3d.heads import DptHead, Grid, Skips
+from recon3d.memory import SKIPS_PER_PAIR, choose_batch_size, free_device_bytes
 from recon3d.model import TwoViewModel
 from recon3d.progress import Track, silent
+from recon3d.skips import KeptSkips
 from recon3d.types import PairPrediction, View
 
 __all__ = (
@@ -239,6 +240,7 @@ class _Runner:
         encoded: EncodedViews,
         buckets: Mapping[tuple[Grid, Grid], Sequence[tuple[int, int]]],
     ) -> Iterator["_Batch"]:
+        skips = KeptSkips([pair for bucket in buckets.values() for pair in bucket])
         for (grid_i, grid_j), bucket in buckets.items():
             n_batches = -(-len(bucket) // self.batch_size)
             decode = functools.partial(
@@ -246,6 +248,7 @@ class _Runner:
                 tokens=encoded.tokens,
                 grid_i=grid_i,
                 grid_j=grid_j,
+                skips=skips,
                 trial=Trial(self.compile, self.device, n_batches, self.batch_size),
             )
             for _, batch in self._batches(bucket, decode):
@@ -276,12 +279,23 @@ class _Runner:
         tokens: Mapping[int, Tensor],
         grid_i: Grid,
         grid_j: Grid,
+        skips: KeptSkips,
         trial: Trial,
     ) -> "_Batch":
+        def together(views: Sequence[int]) -> Float[Tensor, "view token channel"]:
+            return self._sent(torch.stack([tokens[view] for view in views]), self.dtype)
+
+        def skip(side: int, views: Sequence[int]) -> Tensor:
+            return self.model.skip(side, together(views), grid_j if side else grid_i)
+
         with torch.inference_mode(), self._autocast():
-            tokens_i = self._sent(torch.stack([tokens[i] for i, _ in chunk]), self.dtype)
-            tokens_j = self._sent(torch.stack([tokens[j] for _, j in chunk]), self.dtype)
-            decode = functools.partial(self.model.decode, tokens_i, tokens_j, grid_i, grid_j)
+            known: Skips | None = None
+            if isinstance(self.model.downstream_head1, DptHead):
+                known = skips.of(chunk, SKIPS_PER_PAIR * self.batch_size, skip)
+            tokens_i, tokens_j = (together(views) for views in zip(*chunk, strict=True))
+            decode = functools.partial(
+                self.model.decode, tokens_i, tokens_j, grid_i, grid_j, skips=known
+            )
             output = trial.run(len(chunk), lambda compiled: decode(compiled=compiled))
         # outside of inference mode, or the aligner could not differentiate with these tensors
         maps = {
