@@ -2,8 +2,9 @@
 
 Prints one JSON line for each size: ordered pairs a second of rendering alone, of the steps alone
 (network, loss, optimiser on a batch that is there) and of both as training runs them, MFU of the
-latter, seconds before the first step (compiling), and on CUDA the peak of memory. The weights are
-those of the start; landscapes and portraits alternate.
+latter, seconds before the first step (compiling), and on CUDA the peak of memory, which includes a
+step of square images, the largest. The weights are those of the start; landscapes and portraits
+alternate.
 """
 
 import argparse
@@ -14,11 +15,11 @@ from dataclasses import replace
 import torch
 
 from recon3d import training
-from recon3d.batches import Source, image_shape
+from recon3d.batches import image_shape
 from recon3d.config import PRESETS, Optimizer, TrainConfig
 from recon3d.device import resolve_device, resolve_precision
 from recon3d.model import TwoViewModel
-from recon3d.supply import Supply, supply_of
+from recon3d.supply import Supply, supply_of, training_source
 from recon3d.throughput import TRAINING_PASSES, peak_of
 from recon3d.train import PairTask
 from recon3d.train_state import State
@@ -82,13 +83,16 @@ def measure(
             pairs, flops = pairs + step.n_pairs, flops + TRAINING_PASSES * step.forward_flops
         return wait() - began, pairs, flops
 
-    alone, source = Workers(device=device), Source(config, device, seed=0)
+    alone, source = Workers(device=device), training_source(config, device, seed=0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = wait()
     there = [source.batch(*plan(number * config.uses)) for number in range(2)]
     render_first_s = wait() - began
     step_first_s, *_ = train(None, 2)
+    square = source.batch(*image_shape(size, 1.0, False, task.patch_size))
+    training._update(state, task.step(square, 0.5, source.chances(0)).loss, 0.5, config, alone)
+    del square
     began = wait()
     for _ in range(steps):
         source.batch(*plan(source.served))

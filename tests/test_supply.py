@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fake_device import fake_device
 from recon3d.batches import Batch, Source
-from recon3d.supply import supply_of
+from recon3d.config import LoopConfig
+from recon3d.supply import supply_of, training_source
 
 
 class Cuda:
@@ -111,3 +113,14 @@ def test_at_once_where_nothing_goes_on_meanwhile(cuda: Cuda, kind: str, ahead: i
         assert [told(supply.take(plan)) for _ in range(2)] == [(5.5, (5, 10)), (6.5, (6, 12))]
     assert source.begun == [5, 6]
     assert source.threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ahead", "drawn"), [("cuda", 2, 8), ("cuda", 0, 1), ("cpu", 2, 1)]
+)
+def test_scenes_are_drawn_together_where_batches_are_rendered_ahead(
+    kind: str, ahead: int, drawn: int
+) -> None:
+    with fake_device():
+        source = training_source(LoopConfig(render_ahead=ahead), torch.device(kind), seed=1)
+        assert source.drawn_at_once == drawn

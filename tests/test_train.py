@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
 
 from recon3d import batches, config, train, training, weights
 from recon3d.config import ModelConfig, TrainConfig
@@ -217,6 +218,21 @@ def test_batch_is_a_function_of_seed_rank_and_number() -> None:
     assert not torch.equal(images(1, 2), in_turn[2])
 
 
+def test_scenes_drawn_together_are_a_function_of_the_number_too() -> None:
+    def source() -> batches.Source:
+        return batches.Source(QUICK, torch.device("cpu"), seed=1, drawn_at_once=3)
+
+    def depth(number: int, source: batches.Source) -> torch.Tensor:
+        source.served = number
+        return source.batch(32, 48).depth
+
+    one = source()
+    found = [depth(number, one) for number in range(4)]
+    assert torch.equal(depth(3, source()), found[3])
+    assert torch.equal(depth(1, source()), found[1])
+    assert all(not torch.equal(found[k], found[m]) for k in range(4) for m in range(k))
+
+
 def test_a_rendering_serves_several_steps_the_second_in_a_mirror() -> None:
     twice = replace(QUICK, uses=2)
     source = batches.Source(twice, torch.device("cpu"), seed=1)
@@ -372,6 +388,39 @@ def test_a_piece_ends_in_time_and_counts_all_of_its_time(tmp_path: Path) -> None
     assert "probe_ratio" in first
     train.train(tmp_path, replace(QUICK, pairs=first["pairs"] + 1, resume=True))
     assert records(tmp_path)[-1]["elapsed_s"] >= first["elapsed_s"]
+
+
+def test_what_was_learnt_is_written_before_the_last_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PowerCutError
+
+    monkeypatch.setattr(train.PairTask, "probe", fail)
+    with pytest.raises(PowerCutError):
+        train.train(tmp_path, replace(QUICK, minutes=1e6))
+    assert load_file(tmp_path / "state.safetensors")
+    assert weights.load(str(tmp_path / "model.safetensors"))
+
+
+def test_the_optimiser_takes_its_step_in_few_calls() -> None:
+    """Each is one launch on a GPU at least, and keeps Python from rendering."""
+    state = State(TwoViewModel(TINY), QUICK)
+    calls: list[str] = []
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            calls.append(getattr(func, "__name__", ""))
+            return func(*args, **(kwargs or {}))
+
+    for parameter in state.named.values():
+        parameter.grad = torch.ones_like(parameter)
+    state.follow_gradient(1e-3)
+    with Calls():
+        state.follow_gradient(1e-3)
+    work = [name for name in calls if name not in ("__get__", "__hash__", "is_complex")]
+    assert "_fused_adamw_" in work
+    assert len(work) < len(state.named) / 2
 
 
 def test_a_gradient_that_is_not_finite_is_not_followed(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor
 from recon3d import losses
 from recon3d.config import LoopConfig
 from recon3d.geometry import compose, invert_rigid, transform_points, unproject
+from recon3d.synth.assembly import Vantage
 from recon3d.synth.cameras import CameraRanges, sample_cameras
 from recon3d.synth.draw import Draw
 from recon3d.synth.families import draw_kinds, sample_worlds
 from recon3d.synth.render import render
 from recon3d.synth.sensor import photograph
 from recon3d.synth.textures import make_atlas
-from recon3d.synth.world import to_device
+from recon3d.synth.world import World, pick, to_device
 
 ASPECTS = (3 / 4, 3 / 4, 2 / 3, 1.0, 9 / 16, 2 / 5)
 _RENDERINGS_PER_ATLAS = 2000
@@ -52,16 +53,29 @@ class Source:
     Batch number k is a function of the seed and k alone, so that a resumed training sees what an
     uninterrupted one sees. Set `served` to go to another number. `config.uses` batches in a row
     show the same scenes, photographed anew, every second one in a mirror.
+
+    The scenes of `drawn_at_once` renderings are drawn together: other scenes than one by one, for
+    hardly more work than those of one, which is thousands of small steps whatever their number.
     """
 
-    def __init__(self, config: LoopConfig, device: torch.device, seed: int, rank: int = 0) -> None:
+    def __init__(
+        self,
+        config: LoopConfig,
+        device: torch.device,
+        seed: int,
+        rank: int = 0,
+        *,
+        drawn_at_once: int = 1,
+    ) -> None:
         self.config, self.device, self.seed = config, device, (seed, rank)
+        self.drawn_at_once = drawn_at_once
         self.generator = torch.Generator()
         self.device_generator = torch.Generator(device=device)
         self.folder = Path(config.textures) if config.textures else None
         self.served = 0
         self.atlas_number = -1
         self._rendered: tuple[tuple[int, int, int], Batch] | None = None
+        self._drawn: tuple[int, World, Vantage] | None = None
 
     def _renew_atlas(self, number: int) -> None:
         generator = torch.Generator().manual_seed(_seed(*self.seed, 0, number))
@@ -111,10 +125,14 @@ class Source:
         config, generator = self.config, self.generator
         if self.atlas_number != number // _RENDERINGS_PER_ATLAS:
             self._renew_atlas(number // _RENDERINGS_PER_ATLAS)
-        generator.manual_seed(_seed(*self.seed, 1, number))
-        if kinds is None:
-            kinds = draw_kinds(config.scenes_per_step, Draw(generator))
-        world, vantage = sample_worlds(kinds, self.atlas, generator)
+        if kinds is None and self.drawn_at_once > 1:
+            world, vantage = self._drawn_together(number)
+            generator.manual_seed(_seed(*self.seed, 5, number))
+        else:
+            generator.manual_seed(_seed(*self.seed, 1, number))
+            if kinds is None:
+                kinds = draw_kinds(config.scenes_per_step, Draw(generator))
+            world, vantage = sample_worlds(kinds, self.atlas, generator)
         world = to_device(world, self.device)
         with torch.no_grad():
             cam2world, intrinsics = sample_cameras(
@@ -146,6 +164,17 @@ class Source:
             cam2world=cam2world,
             intrinsics=intrinsics,
         )
+
+    def _drawn_together(self, number: int) -> tuple[World, Vantage]:
+        """Return the scenes of a rendering, out of those of several."""
+        n, (together, place) = self.config.scenes_per_step, divmod(number, self.drawn_at_once)
+        if self._drawn is None or self._drawn[0] != together:
+            self.generator.manual_seed(_seed(*self.seed, 1, together))
+            kinds = draw_kinds(n * self.drawn_at_once, Draw(self.generator))
+            self._drawn = (together, *sample_worlds(kinds, self.atlas, self.generator))
+        _, world, vantage = self._drawn
+        own = torch.arange(place * n, (place + 1) * n)
+        return pick(world, own), Vantage(*(part[own] for part in vantage))
 
 
 def mirrored(batch: Batch) -> Batch:

@@ -25,7 +25,7 @@ from recon3d.files import not_writable
 from recon3d.interrupt import Interrupt
 from recon3d.model import DecoderBlock, EncoderBlock
 from recon3d.progress import Track, silent
-from recon3d.supply import supply_of
+from recon3d.supply import supply_of, training_source
 from recon3d.throughput import TRAINING_PASSES, Peak, peak_of
 from recon3d.train_state import State
 from recon3d.workers import Workers
@@ -174,7 +174,7 @@ def run(
     if config.resume:
         state.load(out_dir)
     started = began - state.elapsed_s
-    source = Source(config, device, config.seed + 1, workers.rank)
+    source = training_source(config, device, config.seed + 1, workers.rank)
     source.served = state.step
     meter = Meter(peak_of(device, task.dtype), workers.size)
     held_out = _held_out(config, task.patch_size, workers)
@@ -218,11 +218,11 @@ def run(
                 _save(task, state, out_dir)
                 next_save = state.elapsed_s + config.save_every_s
         if workers.leads:
+            _save(task, state, out_dir)  # first of all: what follows takes time and may fail
             last = meter.take() if meter.steps else {}
             if not interrupt.asked:
                 last |= task.probe(state.averaged_model(), held_out)
             _log(log, _counters(state) | last)
-            _save(task, state, out_dir)
             logger.info("%s: %d pairs in %.0f s: %s", task.name, state.pairs, state.elapsed_s, last)
     if interrupt.asked:
         raise KeyboardInterrupt
