@@ -3,13 +3,14 @@
 import subprocess
 import sys
 from collections.abc import Iterable
+from unittest import mock
 
 import pytest
 import torch
 
 from fake_device import fake_device
 from recon3d import compiled
-from recon3d.compiled import Trial
+from recon3d.compiled import Trial, compiled_if_possible
 from recon3d.config import Compile
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -73,6 +74,51 @@ def test_nothing_is_tried_where_every_run_must_be_the_same(monkeypatch: pytest.M
     finally:
         torch.use_deterministic_algorithms(False)
     assert used(trial, 9 * [4], {False: 2.0, True: 1.0}, monkeypatch) == 9 * [False]
+
+
+def broken_compiler(error: Exception):
+    def compile_(function, **_: object):
+        def fused(*given: object) -> None:
+            raise error
+
+        return fused
+
+    return mock.patch.object(torch, "compile", compile_)
+
+
+def test_a_function_that_cannot_be_compiled_runs_as_it_is(caplog: pytest.LogCaptureFixture):
+    def half(number: int) -> float:
+        return {2: 1.0, 4: 2.0}[number]
+
+    with broken_compiler(RuntimeError("ptxas fell over\nsomewhere")):
+        call = compiled_if_possible(half, dynamic=False)
+    with pytest.raises(KeyError):  # the function's own fault says nothing of the compiler
+        call(3)
+    assert [call(2), call(4)] == [1.0, 2.0]
+    assert [record.message for record in caplog.records] == [
+        "half cannot be compiled (ptxas fell over) and is slow therefore"
+    ]
+    with broken_compiler(torch.OutOfMemoryError("CUDA out of memory")):
+        call = compiled_if_possible(half, dynamic=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        call(2)
+
+
+def test_what_is_compiled_fails_for_once_while_another_thread_compiles(
+    caplog: pytest.LogCaptureFixture,
+):
+    answers = iter(("fused", RuntimeError("FX is tracing"), "fused"))
+
+    def fused() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with mock.patch.object(torch, "compile", return_value=fused):
+        call = compiled_if_possible(lambda: "plain", dynamic=False)
+    assert [call() for _ in range(3)] == ["fused", "plain", "fused"]
+    assert not caplog.records
 
 
 def test_what_cannot_be_compiled_runs_as_it_is(caplog: pytest.LogCaptureFixture):

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from subprocess import SubprocessError
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,6 +28,47 @@ _LEAST_BATCHES = 32
 """Below that nothing pays, and the clock is not looked at: the device would have to be idle."""
 _WORTH = 0.97
 """A compiled batch must take less than this share of the time of a plain one to be kept."""
+
+
+def compiled_if_possible(
+    function: Callable[..., Result], *, dynamic: bool
+) -> Callable[..., Result]:
+    """Return the function compiled; where that fails it runs as it is, and a warning says so once.
+
+    Once it was compiled, a failure is not for good: while another thread compiles something, torch
+    (2.11 at least) refuses to run what is compiled. What is wrong with the function or its
+    arguments, and not with compiling, is raised.
+    """
+    fused = torch.compile(function, dynamic=dynamic)
+    works: bool | None = None
+
+    def call(*given: Any) -> Result:
+        nonlocal works
+        if works is False:
+            return function(*given)
+        try:
+            result = fused(*given)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            result = function(*given)  # raises what is not the compiler's fault
+            reason = _first_line(error)
+            if works is None:
+                works = False
+                logger.warning(
+                    "%s cannot be compiled (%s) and is slow therefore", function.__name__, reason
+                )
+            else:
+                logger.debug("%s runs uncompiled for once: %s", function.__name__, reason)
+            return result
+        works = True
+        return result
+
+    return call
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 class Trial:
@@ -72,8 +113,9 @@ class Trial:
         except (RuntimeError, ImportError, OSError, SubprocessError) as error:
             if step != "compile" or is_out_of_memory(error):
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            logger.warning("blocks cannot be compiled (%s); they run as they are", reason)
+            logger.warning(
+                "blocks cannot be compiled (%s); they run as they are", _first_line(error)
+            )
             return compute(False)
         self._judge(step, self._now() - began)
         return result

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recon3d import losses, weights
 from recon3d.batches import Batch, matches_of, ordered_pairs, pair_targets
+from recon3d.compiled import compiled_if_possible
 from recon3d.compiler import can_compile
 from recon3d.config import PRESETS, TrainConfig
 from recon3d.device import resolve_precision
@@ -171,11 +172,11 @@ class PairTask(Task[TwoViewModel]):
     def __init__(self, model: TwoViewModel, config: TrainConfig, dtype: torch.dtype) -> None:
         self.model, self.config, self.dtype = model, config, dtype
         self.patch_size = model.config.patch_size
-        self.regress = losses.regression_loss
+        self.regress: Callable[..., tuple[Tensor, Tensor, Tensor]] = losses.regression_loss
         if config.compile_network:
             compile_blocks(model)
         if config.compile and can_compile(next(model.parameters()).device.type):
-            self.regress = torch.compile(losses.regression_loss, dynamic=True)
+            self.regress = compiled_if_possible(losses.regression_loss, dynamic=True)
 
     def step(self, batch: Batch, progress: float, generator: torch.Generator) -> Step:
         """Return the loss of all ordered pairs of the batch."""

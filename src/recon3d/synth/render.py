@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from recon3d.compiled import compiled_if_possible
 from recon3d.compiler import can_compile
 from recon3d.synth.ground import all_hits
 from recon3d.synth.shade import lit
@@ -79,7 +80,7 @@ def cast(
 
 @cache
 def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False)
+    return compiled_if_possible(function, dynamic=False)
 
 
 def _block(name: str, ray: Tensor, compiled: bool) -> tuple[int, int]:
