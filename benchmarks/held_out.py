@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=6, help="scenes of a batch")
     parser.add_argument("--textures", help="folder of photos used as textures")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
     device = resolve_device(options.device)
     config = replace(
@@ -36,6 +37,7 @@ def main() -> None:
         scenes_per_step=options.scenes,
         views_per_scene=2,
         textures=options.textures,
+        compile=not options.no_compile,
     )
     dtype = resolve_precision(config.precision, device)
     models = {name: load(name).eval().to(device) for name in options.weights}
