@@ -8,8 +8,9 @@ import torch
 from plane_world import shot
 from recon3d.config import GUESS, DenseConfig
 from recon3d.dense import _confidence, dense_scene
-from recon3d.sweep import Shot, Swept
-from recon3d.sweep_levels import Matched
+from recon3d.geometry import transform_points, unproject
+from recon3d.metrics import error_by_confidence, falls_monotonically
+from recon3d.sweep import Shot
 from recon3d.types import Scene, Verdict, View
 
 CONFIG = DenseConfig(size=96)
@@ -45,6 +46,13 @@ def rough_scene(shots: list[Shot], *, blank: bool = False) -> tuple[Scene, dict[
             for _ in shots
         ),
     ), photos
+
+
+def blank_beyond(one: Shot, x: float) -> Shot:
+    """Return the shot without texture on the wall right of x in the world."""
+    points = transform_points(one.cam2world, unproject(one.depth, one.intrinsics).reshape(-1, 3))
+    blank = (points[:, 0].view(one.depth.shape) > x) & (one.depth > 4)
+    return replace(one, grey=torch.where(blank, 0.5, one.grey))
 
 
 def test_depth_comes_from_the_photos_and_confidence_ranks_its_error():
@@ -136,28 +144,23 @@ def test_two_parallel_photos_with_lenses_off_centre():
     assert error(calibrated=False) < 0.5 * error(calibrated=True)
 
 
-def test_confirmed_depth_is_less_confident_where_coarse_and_fine_photos_differ():
-    depth = torch.full((4, 6), 2.0)
-    expected = depth.clone()
-    expected[:, 3:] = 2.5
-    good = torch.ones(4, 6, dtype=torch.bool)
-    good[0] = False
-    found = Matched(Swept(depth, torch.ones(4, 6)), good.long(), good, expected)
-    confidence = _confidence(found, torch.full((4, 6), 0.5), 5.0)
-    assert float(confidence[1:, :3].min()) > float(confidence[1:, 3:].max())
-    assert float(confidence[1:].min()) > float(confidence[0].max()) > GUESS
+def test_confidence_falls_as_doubt_rises_and_what_is_worthless_is_a_guess():
+    doubt = torch.tensor([[1e-6, 0.01, 0.1, 0.1499, 0.15, 0.5, 100.0]])
+    confidence = _confidence(doubt, 5.0)
+    assert bool((confidence.diff(dim=1) < 0).all())
+    assert bool((confidence[:, :4] > GUESS).all())
+    assert bool((confidence[:, 4:] <= GUESS + 1e-6).all())
+    assert 1 < float(confidence.min()) < float(confidence.max()) < 5
 
 
-def test_unconfirmed_depth_is_the_more_confident_the_more_is_confirmed_around():
-    """What the sweep found there is noise, and tells nothing, agree with it or not."""
-    depth = torch.full((2, 5), 2.0)
-    noise = torch.tensor([[1.0, 2.0, 2.0, 3.0, 9.0]]).expand(2, 5)
-    good = torch.zeros(2, 5, dtype=torch.bool)
-    known = torch.tensor([[0.0, 0.05, 0.1, 0.3, 0.9]]).expand(2, 5)
-    found = Matched(Swept(noise, torch.ones(2, 5)), good.long(), good, depth)
-    confidence = _confidence(found, known, 5.0)
-    assert float(confidence[0, 0]) == 1
-    assert bool((confidence.diff(dim=1) > 0).all())
-    assert bool((confidence[:, :3] <= GUESS + 1e-6).all())
-    assert bool((confidence[:, 3:] > GUESS).all())
-    assert float(confidence.max()) < 5
+def test_the_error_of_depth_falls_over_the_tenths_of_its_confidence():
+    """A board before a wall that is blank from x = 1.2 on; the network sees neither."""
+    shots = [blank_beyond(shot(x), 1.2) for x in PLACES]
+    scene, photos = rough_scene(shots)
+    names = {view.name for view in scene.views}
+    found, report = dense_scene(scene, names, CONFIG, rgb_of=lambda view: photos[view.name])
+    assert 0.4 < report.share < 0.6
+    error = [(f / one.depth - 1).abs().flatten() for f, one in zip(found.depth, shots, strict=True)]
+    confidence = torch.cat([c.flatten() for c in found.confidence])
+    tenths = error_by_confidence(confidence.numpy(), torch.cat(error).numpy())
+    assert falls_monotonically(tenths), tenths

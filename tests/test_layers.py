@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
     "errors progress interrupt photo_names compiler essential exif cycles retrieval sky measure "
     "depth_warp sweep_fill threads synth.world synth.atlas synth.draw synth.relief",
-    "config streams files catalogue torch_file image_header pairs colmap synth.trace "
+    "config streams files sweep_doubt catalogue torch_file image_header pairs colmap synth.trace "
     "synth.textures synth.sensor",
     "console settings device download memory types model_config ground_truth pairs_extra "
     "synth.ground synth.materials",

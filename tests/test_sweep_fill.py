@@ -35,9 +35,8 @@ def test_a_step_at_an_edge_of_the_photo_stays_a_step():
 def test_without_a_believed_pixel_the_expectation_stays():
     one = shot(0.0)
     nowhere = torch.zeros_like(one.depth, dtype=torch.bool)
-    expected, known = moved_expectation(one.depth, one.depth, nowhere)
+    expected = moved_expectation(one.depth, one.depth, nowhere)
     assert torch.equal(expected, one.depth)
-    assert float(known.max()) == 0
     found = fill(expected, one.depth, nowhere, torch.rand_like(one.depth))
     assert float((found / one.depth - 1).abs().median()) < 0.03
 
@@ -47,6 +46,5 @@ def test_the_expectation_moves_by_the_ratio_around_and_by_all_far_away():
     good = torch.zeros(64, 96, dtype=torch.bool)
     good[:, :10] = True
     swept = torch.full_like(expected, 3.0)
-    moved, known = moved_expectation(expected, swept, good)
+    moved = moved_expectation(expected, swept, good)
     torch.testing.assert_close(moved, swept, rtol=1e-4, atol=0)
-    assert float(known[32, 4]) > 0.5 > float(known[32, 40]) >= float(known[32, 90])

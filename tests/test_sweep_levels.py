@@ -45,7 +45,7 @@ def test_what_has_little_texture_is_found_through_noise():
     share, wrong = errors(match(rough, range(4), 4), shots)
     swept = {n: sweep(r, [o for o in rough if o is not r]) for n, r in enumerate(rough)}
     confirmed = confirmations(rough, swept, 0, [1, 2, 3])
-    alone = Matched(swept[0], confirmed, believed(swept[0], confirmed, 3), rough[0].depth)
+    alone = Matched(swept[0], believed(swept[0], confirmed, 3), rough[0].depth)
     share_alone, _ = errors({0: alone}, shots)
     assert share > share_alone
     assert wrong < 0.1

@@ -193,7 +193,7 @@ class AlignConfig:
 
 GUESS = 1.001
 """Confidence (1 + e^c) up to which depth is but a guess: no network says so little, but dense
-stereo does where nothing that the photos confirm is near."""
+stereo does where depth may be far off."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from recon3d.geometry import pixel_grid
 from recon3d.parallel import are_parallel, inverse_depth_offset, moved_lens
 from recon3d.progress import Track, silent
 from recon3d.sweep import Shot
+from recon3d.sweep_doubt import doubt
 from recon3d.sweep_levels import Matched, match
 from recon3d.types import Photo, Scene, View
 from recon3d.views import make_view
@@ -32,11 +33,8 @@ _PATCH = 8
 """Sides of dense views are multiples of it."""
 _LEAST_FOUND = 400
 """Confirmed pixels from which it can be told that lenses are off centre."""
-_DOUBT = 4.0
-"""How fast confirmed depth loses confidence as it leaves what the coarse level expected: times the
-logarithm of their ratio."""
-_SUPPORT = 0.1
-"""Share of confirmed surroundings below which depth is but a guess."""
+_WORTHLESS = 0.15
+"""Relative error to be reckoned with above which depth is but a guess."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,10 +57,9 @@ def dense_scene(
 ) -> tuple[Scene, DenseReport]:
     """Return the scene with larger views whose depth comes from the photos, where they tell it.
 
-    Confirmed pixels are more confident than all others, and all the more the more of their
-    surroundings and the more neighbours are, and the closer coarse and fine photos agree. For the
-    others their surroundings tell as well; at most `GUESS` are those that hardly anything confirmed
-    is near to, and views whose cameras are not exact.
+    All pixels are the less confident the more wrong their depth may be (`sweep_doubt`), confirmed
+    or not; at most `GUESS` are those that may be off by `_WORTHLESS`, and views whose cameras
+    are not exact.
 
     Args:
         scene: depth and confidence as the network sees them.
@@ -104,8 +101,10 @@ def dense_scene(
     top = max(float(field.confidence.quantile(0.98)) for field in fields)
     confidence = [torch.ones_like(d) for d in depth]
     for n, one in found.items():
-        depth[n], known = one.filled(shots[n].grey)
-        confidence[n] = _confidence(one, known, top)
+        network, grey = depth[n], shots[n].grey
+        depth[n] = one.filled(grey)
+        wrong = doubt(depth[n], one.good, grey, coarse=one.expected, network=network)
+        confidence[n] = _confidence(wrong, top)
     usable = [field.known for field in fields]
     return replace(
         scene,
@@ -116,15 +115,11 @@ def dense_scene(
     ), report
 
 
-def _confidence(
-    one: Matched, known: Float[Tensor, "height width"], top: float
-) -> Float[Tensor, "height width"]:
-    """Return the confidence of a view's depth: above `top` where photos confirm it."""
-    levels_agree = (-_DOUBT * (one.expected / one.swept.depth).log().abs()).exp()
-    sure = top * (1 + known * levels_agree + 0.1 * one.confirmed)
-    guess = 1 + (GUESS - 1) * known / _SUPPORT
-    above = GUESS + (top - GUESS) * (known - _SUPPORT) / (1 - _SUPPORT)
-    return torch.where(one.good, sure, torch.where(known < _SUPPORT, guess, above))
+def _confidence(wrong: Float[Tensor, "height width"], top: float) -> Float[Tensor, "height width"]:
+    """Return `top` for depth that is certainly right, `GUESS` and less for worthless depth."""
+    worthless = 1 + (GUESS - 1) * _WORTHLESS / wrong
+    likely = GUESS + (top - GUESS) * (1 - wrong / _WORTHLESS)
+    return torch.where(wrong < _WORTHLESS, likely, worthless)
 
 
 def _with_lens_offset(

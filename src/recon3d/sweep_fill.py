@@ -17,7 +17,7 @@ _FADE = 0.02
 """Weight of what a coarser level says, where a finer one has believed pixels of its own."""
 _SMOOTH = 4.0
 """Weight of a second difference of 1 against a believed pixel that is off by 1."""
-_HOLD = 0.003
+HOLD = 0.003
 """Weight of the expected depth against a believed one."""
 _EDGE = 0.03
 """Difference of grey over two pixels at which a surface bends half as willingly."""
@@ -30,25 +30,23 @@ def moved_expectation(
     expected: Float[Tensor, "height width"],
     swept: Float[Tensor, "height width"],
     good: Bool[Tensor, "height width"],
-) -> tuple[Float[Tensor, "height width"], Float[Tensor, "height width"]]:
+) -> Float[Tensor, "height width"]:
     """Return the expected depth times the ratio of swept to expected depth around each pixel.
 
-    Also the share of good pixels around it, near ones counting more. Pull-push over a pyramid
-    (Gortler et al., SIGGRAPH 1996) of the logarithm of the ratio.
+    Pull-push over a pyramid (Gortler et al., SIGGRAPH 1996) of the logarithm of the ratio, near
+    good pixels counting more.
     """
     ratio = torch.where(good, (swept / expected).log(), 0.0)
     pyramid = [torch.stack((ratio, good.to(ratio)))[None]]
     while min(pyramid[-1].shape[-2:]) > 1:
         pyramid.append(F.avg_pool2d(pyramid[-1], 2, 2, ceil_mode=True))
     top, total = pyramid[-1].unbind(1)
-    value, known = (top.sum() / total.sum().clamp_min(1e-9)).expand_as(top), total
+    value = (top.sum() / total.sum().clamp_min(1e-9)).expand_as(top)
     for level in reversed(pyramid):
         top, total = level.unbind(1)
-        above = torch.stack((value, known), 1)
-        value, share = F.interpolate(above, top.shape[-2:], mode="bilinear").unbind(1)
+        value = F.interpolate(value[None], top.shape[-2:], mode="bilinear")[0]
         value = (top + _FADE * value) / (total + _FADE)
-        known = (total + share) / 2
-    return expected * value[0].exp(), known[0]
+    return expected * value[0].exp()
 
 
 def fill(
@@ -81,23 +79,47 @@ def fill(
     return torch.where(good, swept, smooth)
 
 
+def bend_weights(
+    values: Float[Tensor, "height width"], light: Float[Tensor, "height width"]
+) -> list[Float[Tensor, "_ _"]]:
+    """Return the weights of second differences along columns and rows: low at edges and creases.
+
+    Args:
+        values: inverse depth.
+        light: grey, from 0 to 1.
+    """
+    weights = []
+    for axis in (0, 1):
+        edge = _SMOOTH / (1 + (_outer(light, axis).abs() / _EDGE).square())
+        bend = _second(values, axis) / _middle(values, axis).abs().clamp_min(1e-3)
+        weights.append(edge / (1 + (bend / _CREASE).square()))
+    return weights
+
+
+def normal_matrix(v: Tensor, diagonal: Tensor, weights: list[Tensor]) -> Tensor:
+    """Return the product of the normal matrix and v, of which the first two axes are pixels.
+
+    Args:
+        v: one number per pixel, or several along a third axis.
+        diagonal: weights of believed and expected depth; broadcasts against v.
+        weights: those of second differences, with as many axes as v.
+    """
+    out = diagonal * v
+    for axis in (0, 1):
+        _spread(out, weights[axis] * _second(v, axis), axis)
+    return out
+
+
 def _solve(start: Tensor, top: Tensor, total: Tensor, hold: Tensor, light: Tensor) -> Tensor:
     """Minimise believed pixels, expectation and second differences over one level."""
-    right = top + _HOLD * hold
-    diagonal = total + _HOLD
-    edges = [_SMOOTH / (1 + (_outer(light, axis).abs() / _EDGE).square()) for axis in (0, 1)]
+    right = top + HOLD * hold
+    diagonal = total + HOLD
     values = start
     for _ in range(_ROUNDS):
-        weights = []
-        for axis in (0, 1):
-            bend = _second(values, axis) / _middle(values, axis).abs().clamp_min(1e-3)
-            weights.append(edges[axis] / (1 + (bend / _CREASE).square()))
+        weights = bend_weights(values, light)
 
         def matrix(v: Tensor, weights: list[Tensor] = weights) -> Tensor:
-            out = diagonal * v
-            for axis in (0, 1):
-                _spread(out, weights[axis] * _second(v, axis), axis)
-            return out
+            return normal_matrix(v, diagonal, weights)
 
         scale = diagonal.clone()
         for axis in (0, 1):

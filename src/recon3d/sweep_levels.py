@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import cv2
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
@@ -38,19 +38,17 @@ the one above which windows no longer look alike."""
 class Matched(NamedTuple):
     """What the photos tell of one view, and the depth that was expected.
 
-    `confirmed` is the number of neighbours that say the same; `good` is where the swept depth is
-    believed.
+    `good` is where the swept depth is believed.
     """
 
     swept: Swept
-    confirmed: Int64[Tensor, "height width"]
     good: Bool[Tensor, "height width"]
     expected: Float[Tensor, "height width"]
 
-    def filled(self, grey: Float[Tensor, "height width"]) -> tuple[Tensor, Tensor]:
-        """Return depth, continued where it is not believed, and how much around is believed."""
-        expected, known = moved_expectation(self.expected, self.swept.depth, self.good)
-        return fill(expected, self.swept.depth, self.good, grey), known
+    def filled(self, grey: Float[Tensor, "height width"]) -> Float[Tensor, "height width"]:
+        """Return depth, continued where it is not believed."""
+        expected = moved_expectation(self.expected, self.swept.depth, self.good)
+        return fill(expected, self.swept.depth, self.good, grey)
 
     def with_offset(self, offset: float) -> "Matched":
         """Return the same with a number added to all inverse depths."""
@@ -78,7 +76,7 @@ def match(
     )
     guided = list(shots)
     for n, one in coarse.items():
-        depth, _ = one.filled(small[n].grey)
+        depth = one.filled(small[n].grey)
         size = shots[n].grey.shape
         smooth = F.interpolate(depth.log()[None, None], size, mode="bilinear")[0, 0].exp()
         guided[n] = replace(shots[n], depth=smooth)
@@ -103,7 +101,7 @@ def _matched(
     for n, result in swept.items():
         confirmed = confirmations(shots, swept, n, [k for k in near[n] if k in swept])
         good = believed(result, confirmed, len(near[n]))
-        found[n] = Matched(result, confirmed, good, shots[n].depth)
+        found[n] = Matched(result, good, shots[n].depth)
     return found
 
 
