@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from recon3d import doctor, weights
+from recon3d import doctor, patch_net, weights
 from recon3d.config import ModelConfig
 from recon3d.model import TwoViewModel
 
@@ -55,6 +55,18 @@ def test_a_package_that_cannot_be_loaded_names_the_system_library(monkeypatch: p
     assert "libusb-1.0-0" in str(found["open3d"].remedy)
     assert not found["open3d"].needed
     assert found["trimesh"].remedy == "pip install trimesh"
+
+
+def test_a_missing_descriptor_is_found_out(
+    small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch_net.packaged_patch_net.cache_clear()
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(patch_net, "files", lambda _: tmp_path)
+    check = by_name()["weights"]
+    patch_net.packaged_patch_net.cache_clear()
+    assert not check.ok
+    assert "descriptor" in check.detail
 
 
 def test_damaged_weights_are_needed_and_found_out(small_weights: Path):

@@ -15,8 +15,8 @@ LAYERS = (
     "console settings device download memory types model_config ground_truth pairs_extra "
     "synth.ground synth.materials",
     "geometry attention compiled published cameras matches ply scene_file views baselines",
-    "heads match_file known_cameras tracks features wide_check given_files masks scale checkpoint "
-    "sweep parallel repeats synth.shapes",
+    "heads match_file known_cameras tracks features patch_net wide_check given_files masks "
+    "scale checkpoint sweep parallel repeats synth.shapes",
     "photos given clean model skips losses sharpen wide_features parallax sweep_check "
     "align_samples synth.surface synth.furniture",
     "croco wide_matches sweep_levels metrics throughput train_state weights predict align_focal "
@@ -30,8 +30,8 @@ LAYERS = (
     "align_place refinement synth.folder",
     "align_verdicts",
     "align synth batches",
-    "export supply two_view contact_sheet",
-    "training",
+    "export supply two_view contact_sheet patch_pairs",
+    "training patch_training",
     "train pretrain",
     "pipeline doctor",
     "contestants summary",

@@ -8,7 +8,12 @@ import torch
 from exact_scene import blank_view
 from recon3d.config import RefineConfig
 from recon3d.features import find_features
-from recon3d.wide_features import WideFeatures, find_wide_features
+from recon3d.wide_features import (
+    N_PICTURES,
+    WideFeatures,
+    find_wide_features,
+    find_wide_patches,
+)
 
 HEIGHT, WIDTH = 240, 320
 VIEW = blank_view("0.png", (HEIGHT // 2, WIDTH // 2))
@@ -69,10 +74,7 @@ def test_frames_follow_an_affine_map(angle_deg: float) -> None:
     matrix = np.c_[squeeze, middle - 0.5 - squeeze @ (middle - 0.5)]
     other = cv2.warpAffine(picture, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_AREA, borderValue=127)
     first, second = found(rgb(picture)), found(rgb(other))
-    roots = [
-        torch.nn.functional.normalize(f.descriptors.float().sqrt(), dim=-1) for f in (first, second)
-    ]
-    similarity, partner = (roots[0] @ roots[1].T).max(dim=1)
+    similarity, partner = (first.descriptors @ second.descriptors.T).max(dim=1)
     best = similarity.argsort(descending=True)[:100]
     maps = second.frames[partner[best]] @ torch.linalg.inv(first.frames[best])
     expected = torch.from_numpy(squeeze).float()
@@ -99,6 +101,25 @@ def test_an_empty_picture_has_no_features() -> None:
     assert features.pixels.shape == (0, 2)
     assert features.frames.shape == (0, 2, 2)
     assert features.descriptors.shape == (0, 128)
+
+
+def test_a_photo_of_a_dark_room_has_features() -> None:
+    """A few grey levels of texture, where plain features see next to nothing."""
+    chance = np.random.default_rng(3)
+    texture = cv2.GaussianBlur(chance.standard_normal((HEIGHT, WIDTH)), (0, 0), 3)
+    dark = rgb(12 + 2 * texture / texture.std())
+    assert len(find_features(VIEW, lambda _: dark, CONFIG).pixels) < 10
+    assert len(found(dark).pixels) > 300
+
+
+def test_all_pictures_of_a_photo_are_counted() -> None:
+    grey = blobs()[..., 0]
+    everywhere = find_wide_patches(grey, 50)
+    apart = [find_wide_patches(grey, 50, {n}) for n in range(N_PICTURES)]
+    assert all(len(one.pixels) for one in apart)
+    assert sum(len(one.pixels) for one in apart) == len(everywhere.pixels)
+    assert everywhere.patches.shape == (len(everywhere.pixels), 32, 32)
+    assert not len(find_wide_patches(grey, 50, {N_PICTURES}).pixels)
 
 
 def test_a_large_photo_is_reduced() -> None:

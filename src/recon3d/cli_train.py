@@ -26,6 +26,7 @@ from recon3d.config import (
     SYNTH_PHOTOS,
     SYNTH_PIXELS,
     Baseline,
+    DescriptorConfig,
     EvaluateConfig,
     Optimizer,
     Precision,
@@ -321,6 +322,46 @@ def train(
     )
     with Console(quiet=quiet, verbose=verbose) as console:
         from recon3d.train import train as train_network
+
+        train_network(output, config, track=console)
+
+
+@app.command("train-descriptor")
+def train_descriptor(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File of weights to write, .safetensors.")
+    ],
+    minutes: Annotated[
+        float, typer.Option(min=0.01, help="Budget of time.")
+    ] = DescriptorConfig.minutes,
+    textures: TexturesOption = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Weights to start from.", show_default=False)
+    ] = None,
+    seed: TrainSeedOption = DescriptorConfig.seed,
+    learning_rate: RateOption = DescriptorConfig.learning_rate,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Compile the renderer.")
+    ] = DescriptorConfig.compile,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train the descriptor that compares features of photos from very different places."""
+    if output.suffix.lower() != ".safetensors":
+        raise UsageError(f"the output {output} must end in .safetensors.")
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists; add --overwrite or choose another.")
+    config = DescriptorConfig(
+        minutes=minutes,
+        textures=None if textures is None else str(textures),
+        init=None if init is None else str(init),
+        seed=seed,
+        learning_rate=learning_rate,
+        compile=compiled,
+    )
+    with Console(quiet=quiet, verbose=verbose) as console:
+        from recon3d.patch_training import train_descriptor as train_network
 
         train_network(output, config, track=console)
 

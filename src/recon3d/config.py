@@ -270,7 +270,7 @@ class RefineConfig:
     max_wide_pairs: int = 30
     max_wide_views: int = 12
     wide_size: int = 1024
-    wide_features: int = 1500
+    wide_features: int = 2000
     max_iterations: int = 50
     shared_focal: bool | None = None
     refine_focal: bool = True
@@ -325,6 +325,23 @@ class Baseline(StrEnum):
 
     SIFT = "sift"
     COLMAP = "colmap"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescriptorConfig:
+    """How the descriptor of patches is trained.
+
+    `textures` is a folder of photos, for surfaces and as places of their own; `init` weights to go
+    on from. At most `max_places` places, some 2 MB each, are kept to draw from.
+    """
+
+    minutes: float = 60.0
+    textures: str | None = None
+    init: str | None = None
+    seed: int = 0
+    learning_rate: float = 2e-3
+    compile: bool = True
+    max_places: int = 2000
 
 
 @dataclass(frozen=True, kw_only=True)

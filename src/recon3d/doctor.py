@@ -151,11 +151,13 @@ def _arithmetic() -> Check:
 
 
 def _weights() -> Check:
+    from recon3d.patch_net import packaged_patch_net
     from recon3d.weights import EMBEDDED
     from recon3d.weights_info import describe
 
     try:
         facts = describe(EMBEDDED)
+        packaged_patch_net()
     except ReconError as error:
         return Check(
             name="weights",

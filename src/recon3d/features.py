@@ -61,7 +61,7 @@ def find_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> Features:
         ValueError: when the picture has not the photo's shape nor the view's.
     """
     grey, grey2view = grey_photo(view, rgb_of, config.feature_size)
-    found, pixels, descriptors = sift(grey, config.max_features)
+    found, pixels, descriptors = _sift(grey, config.max_features)
     largest = np.argsort([-feature.size for feature in found], kind="stable")
     pixels = moved(grey2view, pixels)[largest]
     inside = is_inside(view, pixels)
@@ -71,26 +71,41 @@ def find_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> Features:
     )
 
 
-def sift(
+def find_keypoints(
     grey: UInt8[np.ndarray, "height width"],
     most: int,
     mask: UInt8[np.ndarray, "height width"] | None = None,
+    min_contrast: float = _MIN_CONTRAST,
+) -> tuple[Sequence[cv2.KeyPoint], Float64[np.ndarray, "feature 2"]]:
+    """Return the SIFT keypoints of a picture where the mask is not 0, and their pixels."""
+    found = _detector(most, min_contrast).detect(grey, mask)
+    return found, _pixels_of(found)
+
+
+def _sift(
+    grey: UInt8[np.ndarray, "height width"], most: int
 ) -> tuple[
     Sequence[cv2.KeyPoint],
     Float64[np.ndarray, "feature 2"],
     UInt8[np.ndarray, "feature 128"],
 ]:
-    """Return the SIFT features of a picture where the mask is not 0, their pixels, descriptors."""
-    # without precise upscaling OpenCV's features lie a quarter of a pixel off
-    detector = cv2.SIFT_create(  # type: ignore[attr-defined]
-        most, contrastThreshold=_MIN_CONTRAST, enable_precise_upscale=True
-    )
-    found, descriptors = detector.detectAndCompute(grey, mask)
+    """Return the SIFT features of a picture, their pixels, descriptors."""
+    found, descriptors = _detector(most).detectAndCompute(grey, None)
     if not found:
         return (), np.zeros((0, 2)), np.zeros((0, 128), np.uint8)
+    return found, _pixels_of(found), descriptors.clip(0, 255).astype(np.uint8)
+
+
+def _detector(most: int, min_contrast: float = _MIN_CONTRAST) -> cv2.SIFT:
+    # without precise upscaling OpenCV's features lie a quarter of a pixel off
+    return cv2.SIFT_create(  # type: ignore[attr-defined]
+        most, contrastThreshold=min_contrast, enable_precise_upscale=True
+    )
+
+
+def _pixels_of(found: Sequence[cv2.KeyPoint]) -> Float64[np.ndarray, "feature 2"]:
     # OpenCV puts the centre of the top-left pixel at (0, 0)
-    pixels = np.array([feature.pt for feature in found]) + 0.5
-    return found, pixels, descriptors.clip(0, 255).astype(np.uint8)
+    return np.array([feature.pt for feature in found]).reshape(-1, 2) + 0.5
 
 
 def moved(

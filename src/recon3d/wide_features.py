@@ -1,14 +1,15 @@
-"""Features that survive a large change of viewpoint: SIFT in the photo as it looks from aside.
+"""Features that survive a large change of viewpoint: those of the photo as it looks from aside.
 
 Seen from aside a surface is compressed in one direction, which SIFT does not tolerate. So every
-photo is compressed in many directions by several factors, and all the results have features.
+photo is compressed in many directions by several factors, and all the results have features. They
+are SIFT's in place, size and direction; a small network describes them.
 
 Source: Morel and Yu, ASIFT: a new framework for fully affine invariant image comparison, SIAM
 Journal on Imaging Sciences 2(2), 2009.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,27 +19,40 @@ from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from recon3d.config import RefineConfig
-from recon3d.features import RgbOf, grey_photo, is_inside, moved, sift
+from recon3d.features import RgbOf, find_keypoints, grey_photo, is_inside, moved
+from recon3d.patch_net import SIDE, cut_patches, describe
 from recon3d.types import View
 from recon3d.views import RIM
 
 _COMPRESSIONS = (2**0.5, 2.0, 2**1.5, 4.0)
 """ASIFT's, up to the 75 degrees at which a surface shows a quarter of itself."""
 _TURN_DEG = 72.0  # between directions, for a compression by 1; ASIFT's
+_MIN_CONTRAST = 0.007  # a sixth of OpenCV's: a dark room has features too, if weak ones
 _BLUR = 0.8  # pixels, for a compression by sqrt(2); ASIFT's
+N_PICTURES = 1 + sum(math.ceil(180 * factor / _TURN_DEG - 1e-9) for factor in _COMPRESSIONS)
+"""In how many pictures of a photo features are found: the photo and its compressions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class WideFeatures:
     """Features of one view with the shape of the patch that each describes.
 
-    Pixels are those of `View.image`; `frames` maps the unit circle to the patch. Descriptors are 0
-    to 255.
+    Pixels are those of `View.image`; `frames` maps the unit circle to the patch. Descriptors have
+    length 1.
     """
 
     pixels: Float[Tensor, "feature 2"]
     frames: Float[Tensor, "feature 2 2"]
-    descriptors: UInt8[Tensor, "feature 128"]
+    descriptors: Float[Tensor, "feature 128"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class WidePatches:
+    """Features of one picture and what they look like; `pixels` and `frames` are the picture's."""
+
+    pixels: Float64[np.ndarray, "feature 2"]
+    frames: Float64[np.ndarray, "feature 2 2"]
+    patches: UInt8[Tensor, "feature 32 32"]
 
 
 def find_wide_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> WideFeatures:
@@ -51,25 +65,45 @@ def find_wide_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> WideF
         ValueError: when the picture has not the photo's shape nor the view's.
     """
     grey, grey2view = grey_photo(view, rgb_of, config.wide_size)
+    found = find_wide_patches(grey, config.wide_features)
+    in_view = moved(grey2view, found.pixels)
+    inside = is_inside(view, in_view)
+    return WideFeatures(
+        pixels=torch.from_numpy(in_view[inside]).float(),
+        frames=torch.from_numpy(grey2view[:2, :2] @ found.frames[inside]).float(),
+        descriptors=describe(found.patches[torch.from_numpy(inside)]),
+    )
+
+
+def find_wide_patches(
+    grey: UInt8[np.ndarray, "height width"], most: int, pictures: Container[int] = range(N_PICTURES)
+) -> WidePatches:
+    """Return the features of a photo, but for those at its border, in some of its pictures.
+
+    Args:
+        grey: the photo.
+        most: features of the photo itself; compressions have fewer, as they have fewer pixels.
+        pictures: which are looked at: 0 is the photo itself.
+    """
     height, width = grey.shape
     margin = RIM * max(height, width)
-    pixels, frames, descriptors = [], [], []
-    for picture, mask, picture2grey, compression in _pictures(grey):
-        found, places, described = sift(
-            picture, max(1, int(config.wide_features / compression)), mask
-        )
+    pixels, frames = [np.zeros((0, 2))], [np.zeros((0, 2, 2))]
+    patches = [torch.zeros(0, SIDE, SIDE, dtype=torch.uint8)]
+    for n, (picture, mask, picture2grey, compression) in enumerate(_pictures(grey)):
+        if n not in pictures:
+            continue
+        some = max(1, int(most / compression))
+        found, places = find_keypoints(picture, some, mask, _MIN_CONTRAST)
         in_grey = moved(picture2grey, places)
         far = (in_grey > margin).all(1) & (in_grey < np.array((width, height)) - margin).all(1)
-        in_view = moved(grey2view, in_grey)
-        far &= is_inside(view, in_view)
-        shape = (grey2view @ picture2grey)[:2, :2] @ _circles(found)
-        pixels.append(in_view[far])
-        frames.append(shape[far])
-        descriptors.append(described[far])
-    return WideFeatures(
-        pixels=torch.from_numpy(np.concatenate(pixels)).float(),
-        frames=torch.from_numpy(np.concatenate(frames)).float(),
-        descriptors=torch.from_numpy(np.concatenate(descriptors)),
+        circles = _circles(found)[far]
+        pixels.append(in_grey[far])
+        frames.append(picture2grey[:2, :2] @ circles)
+        patches.append(cut_patches(picture, places[far], circles))
+    return WidePatches(
+        pixels=np.concatenate(pixels),
+        frames=np.concatenate(frames),
+        patches=torch.cat(patches),
     )
 
 
@@ -117,7 +151,7 @@ def _pictures(
 
 def _circles(found: Sequence[cv2.KeyPoint]) -> Float64[np.ndarray, "feature 2 2"]:
     """Return for each feature the map from the unit circle to its patch, as it is turned."""
-    radius = np.array([one.size for one in found]) / 2
-    angle = np.radians(np.array([one.angle for one in found]))
+    radius = np.array([one.size for one in found]).reshape(-1) / 2
+    angle = np.radians(np.array([one.angle for one in found]).reshape(-1))
     cos, sin = radius * np.cos(angle), radius * np.sin(angle)
     return np.stack((np.stack((cos, -sin), -1), np.stack((sin, cos), -1)), -2)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recon3d.config import RefineConfig
 from recon3d.essential import FEWEST_MATCHES, essential_pose, line_distance
-from recon3d.features import Features, RgbOf, root_sift
+from recon3d.features import Features, RgbOf
 from recon3d.matches import Matches, select, without_repeats
 from recon3d.progress import Track, silent
 from recon3d.types import Scene, View
@@ -49,7 +49,7 @@ _CHANCE = -12.0
 Matches in neighbouring cells bear each other out already, so they are not as independent as the
 formula has it.
 """
-_ROWS = 1024  # features compared at a time
+_ROWS = 128  # features compared at a time: few enough for the cache
 _SAMPLE, _SOLUTIONS = 5, 10  # of the essential matrix
 
 
@@ -176,8 +176,8 @@ def alike(
 
     A point has many features, one in each compression; two that are `near` count as one.
     """
-    root_i, root_j = root_sift(first.descriptors), root_sift(second.descriptors)
-    n_i, n_j = len(root_i), len(root_j)
+    all_i, all_j = first.descriptors, second.descriptors
+    n_i, n_j = len(all_i), len(all_j)
     n_best = min(_N_BEST, n_j)
     if not n_i or n_best < 2:
         nothing = torch.zeros(0, dtype=torch.int64)
@@ -185,7 +185,7 @@ def alike(
     best_j, back = [], torch.full((n_j,), -1.0)
     best_i = torch.zeros(n_j, dtype=torch.int64)
     for rows in torch.arange(n_i).split(_ROWS):
-        similarity = root_i[rows] @ root_j.T
+        similarity = all_i[rows] @ all_j.T
         best_j.append(similarity.argmax(dim=1))
         column = similarity.max(dim=0)
         best_i = torch.where(column.values > back, rows[column.indices], best_i)
@@ -195,7 +195,7 @@ def alike(
     row_i = mutual.nonzero().flatten()
     good, cosine = [], []
     for rows in row_i.split(_ROWS):
-        top = (root_i[rows] @ root_j.T).topk(n_best, dim=1)
+        top = (all_i[rows] @ all_j.T).topk(n_best, dim=1)
         place = second.pixels[top.indices]
         elsewhere = (place - place[:, :1]).norm(dim=-1) > near_j
         rival = torch.where(elsewhere, top.values, top.values[:, -1:]).max(dim=1).values
