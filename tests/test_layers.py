@@ -15,14 +15,14 @@ LAYERS = (
     "console settings device download memory types model_config ground_truth pairs_extra "
     "synth.ground synth.materials",
     "geometry attention compiled published cameras matches ply scene_file views baselines",
-    "heads match_file known_cameras tracks features patch_net wide_check given_files masks "
+    "heads match_file known_cameras tracks features wide_check given_files masks "
     "scale checkpoint sweep parallel repeats synth.shapes",
-    "photos given clean model skips losses sharpen wide_features parallax sweep_check "
+    "photos given clean model skips losses sharpen patch_net parallax sweep_check "
     "align_samples synth.surface synth.furniture",
-    "croco wide_matches sweep_levels metrics throughput train_state weights predict align_focal "
+    "croco wide_features sweep_levels metrics throughput train_state weights predict align_focal "
     "fuse synth.shade synth.assembly",
-    "two_step fitting dense align_init bundle_solve croco_file workers scores synth.render "
-    "synth.layout",
+    "two_step wide_matches fitting dense align_init bundle_solve croco_file workers scores "
+    "synth.render synth.layout",
     "align_solve align_polish adopt bundle_scene bundle_check bundle_evidence bundle_doubt "
     "bundle_join bundle_map score_table synth.cameras synth.family_indoor synth.family_outdoor "
     "synth.family_piles",
@@ -31,8 +31,8 @@ LAYERS = (
     "align_verdicts",
     "align synth batches",
     "export supply two_view contact_sheet patch_pairs",
-    "training patch_training",
-    "train pretrain",
+    "training",
+    "train pretrain patch_training",
     "pipeline doctor",
     "contestants summary",
     "evaluate",

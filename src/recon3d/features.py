@@ -116,6 +116,14 @@ def moved(
     return result
 
 
+def in_opencv(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+    """Return a map of pixels as OpenCV counts them, whose top-left centre is (0, 0)."""
+    half = np.eye(3)
+    half[:2, 2] = 0.5
+    result: np.ndarray = np.linalg.inv(half) @ matrix @ half
+    return result
+
+
 def is_inside(view: View, pixels: Float64[np.ndarray, "pixel 2"]) -> Bool[np.ndarray, " pixel"]:
     """Say which pixels lie in the view."""
     inside: np.ndarray = (pixels >= 0) & (pixels < np.array(view.image.shape[:0:-1]))

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from recon3d.checkpoint import read_safetensors
 from recon3d.config import Precision
 from recon3d.device import resolve_precision
 from recon3d.errors import WeightsError
@@ -76,9 +75,9 @@ def read_patch_net(path: Path) -> PatchNet:
         WeightsError: a file that is missing or damaged, or that holds something else.
     """
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"the descriptor {path} cannot be read: {error}.") from error
+        tensors, _ = read_safetensors(path)
+    except WeightsError as error:
+        raise WeightsError(f"the descriptor cannot be read: {error}") from error
     net = PatchNet()
     wanted = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in wanted.items()}:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from recon3d.batches import Batch
+from recon3d.features import in_opencv
 from recon3d.geometry import invert_rigid, project, seen_from, transform_points
 from recon3d.synth.sensor import photograph
 from recon3d.wide_features import N_PICTURES, WidePatches, find_wide_patches
@@ -67,11 +68,7 @@ def pairs_of_photos(paths: list[Path], chance: np.random.Generator) -> PatchPair
     mosaic = np.vstack([np.hstack(tiles[_TILES * k : _TILES * (k + 1)]) for k in range(_TILES)])
     size = mosaic.shape[0]
     moved = _homography(size, chance)
-    half = np.eye(3)
-    half[:2, 2] = 0.5  # from OpenCV's pixels to ours
-    other = cv2.warpPerspective(
-        mosaic, np.linalg.inv(half) @ moved @ half, (size, size), flags=cv2.INTER_AREA
-    )
+    other = cv2.warpPerspective(mosaic, in_opencv(moved), (size, size), flags=cv2.INTER_AREA)
     rows, columns = np.mgrid[:size, :size] + 0.5
     here = np.stack((columns, rows, np.ones_like(rows)), axis=-1)
     there = here @ moved.T

@@ -4,10 +4,8 @@ Source: Mishchuk et al., Working hard to know your neighbor's margins (HardNet),
 """
 
 import logging
-import math
 import time
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,8 @@ from recon3d.files import atomic_write
 from recon3d.patch_net import PatchNet, read_patch_net
 from recon3d.patch_pairs import PatchPairs, pairs_of_photos, pairs_of_scenes
 from recon3d.progress import Track, silent
+from recon3d.synth.textures import photograph_files
+from recon3d.training import learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -39,25 +39,19 @@ _LONG_EDGES = (384, 448)
 _ASPECTS = (0.75, 0.75, 1.0)
 _EASE = 0.8
 _PHOTO_SHARE = 0.25  # of the places are mosaics of photos, where there are any
-_WARMUP_STEPS = 100
+_WARMUP_STEPS, _DECAY_SHARE = 100, 0.5
 _WEIGHT_DECAY = 1e-4
 _LOG_STEPS = 200
-_PHOTO_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
 class Places:
     """A growing supply of pairs of patches, place by place: rendered scenes and mosaics."""
 
     def __init__(self, config: DescriptorConfig) -> None:
-        textures = None if config.textures is None else Path(config.textures)
-        inside = [] if textures is None else sorted(textures.iterdir())
-        self.photos = [path for path in inside if path.suffix.lower() in _PHOTO_ENDINGS]
-        loop = replace(
-            LoopConfig(),
-            scenes_per_step=2,
-            views_per_scene=4,
-            textures=config.textures,
-            compile=config.compile,
+        folder = config.textures
+        self.photos = [] if folder is None else photograph_files(Path(folder))
+        loop = LoopConfig(
+            scenes_per_step=2, views_per_scene=4, textures=folder, compile=config.compile
         )
         self.source = Source(loop, torch.device("cpu"), config.seed)
         self.chance = np.random.default_rng(config.seed)
@@ -147,7 +141,7 @@ def train_descriptor(path: Path, config: DescriptorConfig, *, track: Track = sil
         UsageError: a folder of textures that is none.
         WeightsError: `config.init` is not a descriptor.
         ResourceError: when the file cannot be written.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the weights are written.
+        KeyboardInterrupt: after Ctrl-C, once the weights are written.
     """
     if config.textures is not None and not Path(config.textures).is_dir():
         raise UsageError(f"the folder of textures {config.textures} does not exist.")
@@ -158,6 +152,9 @@ def train_descriptor(path: Path, config: DescriptorConfig, *, track: Track = sil
     )
     dtype = resolve_precision(Precision.AUTO, torch.device("cpu"))
     places = Places(config)
+    schedule = LoopConfig(
+        learning_rate=config.learning_rate, warmup_steps=_WARMUP_STEPS, decay_share=_DECAY_SHARE
+    )
     began, making, step, total = time.monotonic(), 0.0, 0, 0.0
     budget = 60 * config.minutes
     try:
@@ -168,7 +165,7 @@ def train_descriptor(path: Path, config: DescriptorConfig, *, track: Track = sil
                 making += time.monotonic() - start
                 continue
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _rate(step, spent / budget)
+                group["lr"] = learning_rate(schedule, step, spent / budget)
             first, second, other = places.draw()
             with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
                 described = net(torch.cat((first, second)))
@@ -192,12 +189,6 @@ def train_descriptor(path: Path, config: DescriptorConfig, *, track: Track = sil
             track("training", round(spent), round(budget))
     finally:
         _write(net, path)
-
-
-def _rate(step: int, progress: float) -> float:
-    """Return the share of the learning rate: full for the first half, then a cosine to 0."""
-    cosine = 0.5 * (1 + math.cos(math.pi * (2 * progress - 1)))
-    return min(1.0, (step + 1) / _WARMUP_STEPS) * (1.0 if progress < 0.5 else cosine)
 
 
 def _distances(

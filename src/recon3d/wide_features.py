@@ -19,7 +19,7 @@ from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from recon3d.config import RefineConfig
-from recon3d.features import RgbOf, find_keypoints, grey_photo, is_inside, moved
+from recon3d.features import RgbOf, find_keypoints, grey_photo, in_opencv, is_inside, moved
 from recon3d.patch_net import SIDE, cut_patches, describe
 from recon3d.types import View
 from recon3d.views import RIM
@@ -29,7 +29,12 @@ _COMPRESSIONS = (2**0.5, 2.0, 2**1.5, 4.0)
 _TURN_DEG = 72.0  # between directions, for a compression by 1; ASIFT's
 _MIN_CONTRAST = 0.007  # a sixth of OpenCV's: a dark room has features too, if weak ones
 _BLUR = 0.8  # pixels, for a compression by sqrt(2); ASIFT's
-N_PICTURES = 1 + sum(math.ceil(180 * factor / _TURN_DEG - 1e-9) for factor in _COMPRESSIONS)
+_DIRECTIONS = tuple(
+    (compression, float(angle))
+    for compression in _COMPRESSIONS
+    for angle in np.arange(0, math.pi - 1e-9, math.radians(_TURN_DEG) / compression)
+)
+N_PICTURES = 1 + len(_DIRECTIONS)
 """In how many pictures of a photo features are found: the photo and its compressions."""
 
 
@@ -89,9 +94,7 @@ def find_wide_patches(
     margin = RIM * max(height, width)
     pixels, frames = [np.zeros((0, 2))], [np.zeros((0, 2, 2))]
     patches = [torch.zeros(0, SIDE, SIDE, dtype=torch.uint8)]
-    for n, (picture, mask, picture2grey, compression) in enumerate(_pictures(grey)):
-        if n not in pictures:
-            continue
+    for compression, picture, mask, picture2grey in _pictures(grey, pictures):
         some = max(1, int(most / compression))
         found, places = find_keypoints(picture, some, mask, _MIN_CONTRAST)
         in_grey = moved(picture2grey, places)
@@ -108,50 +111,56 @@ def find_wide_patches(
 
 
 def _pictures(
-    grey: UInt8[np.ndarray, "height width"],
+    grey: UInt8[np.ndarray, "height width"], wanted: Container[int]
 ) -> Iterator[
     tuple[
+        float,
         UInt8[np.ndarray, "new_height new_width"],
         UInt8[np.ndarray, "new_height new_width"] | None,
         Float64[np.ndarray, "3 3"],
-        float,
     ]
 ]:
-    """Yield the photo and its compressions: (picture, what of it is photo, 2grey, compression)."""
-    yield grey, None, np.eye(3), 1.0
+    """Yield the wanted pictures: (compression, picture, what of it is photo, 2grey)."""
+    if 0 in wanted:
+        yield 1.0, grey, None, np.eye(3)
+    for n, (compression, angle) in enumerate(_DIRECTIONS, start=1):
+        if n in wanted:
+            yield compression, *_compressed(grey, compression, angle)
+
+
+def _compressed(
+    grey: UInt8[np.ndarray, "height width"], compression: float, angle: float
+) -> tuple[
+    UInt8[np.ndarray, "new_height new_width"],
+    UInt8[np.ndarray, "new_height new_width"],
+    Float64[np.ndarray, "3 3"],
+]:
+    """Return the photo as it looks from aside, what of it is photo, and its pixels2grey."""
     height, width = grey.shape
     corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], dtype=np.float64)
-    half = np.eye(3)
-    half[:2, 2] = 0.5  # from OpenCV's pixels to ours
-    for compression in _COMPRESSIONS:
-        for angle in np.arange(0, math.pi - 1e-9, math.radians(_TURN_DEG) / compression):
-            turn = np.eye(3)
-            turn[:2, :2] = (np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))
-            turned_corners = moved(turn, corners)
-            turn[:2, 2] = -np.floor(turned_corners.min(0))
-            new_width, new_height = np.ceil(moved(turn, corners).max(0)).astype(int).tolist()
-            in_opencv = (np.linalg.inv(half) @ turn @ half)[:2]
-            turned = cv2.warpAffine(
-                grey, in_opencv, (new_width, new_height), borderMode=cv2.BORDER_REPLICATE
-            )
-            sigma = _BLUR * math.sqrt(compression**2 - 1)
-            turned = cv2.GaussianBlur(turned, (0, 0), sigmaX=sigma, sigmaY=1e-3)
-            covered = cv2.warpAffine(
-                np.full_like(grey, 255), in_opencv, (new_width, new_height), flags=cv2.INTER_NEAREST
-            )
-            size = max(1, round(new_width / compression)), new_height
-            compress = np.diag((size[0] / new_width, 1.0, 1.0))
-            yield (
-                cv2.resize(turned, size, interpolation=cv2.INTER_LINEAR),
-                cv2.resize(covered, size, interpolation=cv2.INTER_NEAREST),
-                np.linalg.inv(compress @ turn),
-                compression,
-            )
+    turn = np.eye(3)
+    turn[:2, :2] = (np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))
+    turn[:2, 2] = -np.floor(moved(turn, corners).min(0))
+    new_width, new_height = np.ceil(moved(turn, corners).max(0)).astype(int).tolist()
+    matrix = in_opencv(turn)[:2]
+    turned = cv2.warpAffine(grey, matrix, (new_width, new_height), borderMode=cv2.BORDER_REPLICATE)
+    sigma = _BLUR * math.sqrt(compression**2 - 1)
+    turned = cv2.GaussianBlur(turned, (0, 0), sigmaX=sigma, sigmaY=1e-3)
+    covered = cv2.warpAffine(
+        np.full_like(grey, 255), matrix, (new_width, new_height), flags=cv2.INTER_NEAREST
+    )
+    size = max(1, round(new_width / compression)), new_height
+    compress = np.diag((size[0] / new_width, 1.0, 1.0))
+    return (
+        cv2.resize(turned, size, interpolation=cv2.INTER_LINEAR),
+        cv2.resize(covered, size, interpolation=cv2.INTER_NEAREST),
+        np.linalg.inv(compress @ turn),
+    )
 
 
 def _circles(found: Sequence[cv2.KeyPoint]) -> Float64[np.ndarray, "feature 2 2"]:
     """Return for each feature the map from the unit circle to its patch, as it is turned."""
-    radius = np.array([one.size for one in found]).reshape(-1) / 2
-    angle = np.radians(np.array([one.angle for one in found]).reshape(-1))
+    radius = np.array([one.size for one in found]) / 2
+    angle = np.radians(np.array([one.angle for one in found]))
     cos, sin = radius * np.cos(angle), radius * np.sin(angle)
     return np.stack((np.stack((cos, -sin), -1), np.stack((sin, cos), -1)), -2)

@@ -272,13 +272,17 @@ def _shares(n: int) -> dict[str, tuple[int, int]]:
     return dict(zip(_PROGRAMS, pairwise(edges), strict=True))
 
 
+def photograph_files(folder: Path) -> list[Path]:
+    """Return the photographs in a folder, sorted."""
+    return sorted(p for p in folder.glob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+
+
 def photographs(folder: Path, limit: int = 1024) -> Float[Tensor, "n 3 side side"]:
     """Return the photographs of a folder as textures, centre-cropped to squares, in [0, 1]."""
     import cv2
 
-    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     textures = []
-    for file in files[:limit]:
+    for file in photograph_files(folder)[:limit]:
         image = cv2.imread(str(file), cv2.IMREAD_COLOR)
         if image is None:
             continue
