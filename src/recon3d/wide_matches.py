@@ -24,6 +24,7 @@ from recon3d.config import RefineConfig
 from recon3d.essential import FEWEST_MATCHES, essential_pose, line_distance
 from recon3d.features import Features, RgbOf
 from recon3d.matches import Matches, select, without_repeats
+from recon3d.partners import best_partners
 from recon3d.progress import Track, silent
 from recon3d.types import Scene, View
 from recon3d.wide_check import UNIT, in_thousandths
@@ -182,15 +183,7 @@ def alike(
     if not n_i or n_best < 2:
         nothing = torch.zeros(0, dtype=torch.int64)
         return nothing, nothing.clone(), torch.zeros(0)
-    best_j, back = [], torch.full((n_j,), -1.0)
-    best_i = torch.zeros(n_j, dtype=torch.int64)
-    for rows in torch.arange(n_i).split(_ROWS):
-        similarity = all_i[rows] @ all_j.T
-        best_j.append(similarity.argmax(dim=1))
-        column = similarity.max(dim=0)
-        best_i = torch.where(column.values > back, rows[column.indices], best_i)
-        back = torch.maximum(back, column.values)
-    row_j = torch.cat(best_j)
+    row_j, best_i = best_partners(all_i, all_j)
     mutual = (first.pixels[best_i[row_j]] - first.pixels).norm(dim=-1) < near_i
     row_i = mutual.nonzero().flatten()
     good, cosine = [], []
