@@ -42,6 +42,7 @@ from recon3d.tracks import (
     select_observations,
     select_tracks,
 )
+from recon3d.twin_pose import find_twin, with_twin
 from recon3d.types import Scene, View
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,14 @@ def refine_scene(
         logger.warning("bundle adjustment left the scene as it was: %s", report.reason)
         return scene, report
     doubt = camera_doubt(problem, best.rig, best.used)
+    twin = find_twin(problem, best.rig, best.used)
+    if twin is not None:
+        doubt = with_twin(doubt, best.rig, twin)
+        logger.warning(
+            "what the 2 photos share lies on a plane, which two arrangements of the cameras fit, "
+            "%.0f degrees apart: which of them is right is a guess. Add a third photo.",
+            max(twin.rotation_deg, twin.direction_deg),
+        )
     better, depth_error = rebuilt_scene(
         scene, problem, best.rig, best.used, doubt, remapped=report.remapped
     )
