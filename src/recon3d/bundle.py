@@ -27,6 +27,7 @@ from recon3d.bundle_doubt import camera_doubt
 from recon3d.bundle_evidence import Evidence
 from recon3d.bundle_join import join_views
 from recon3d.bundle_map import map_cameras
+from recon3d.bundle_pair import place_pair
 from recon3d.bundle_scene import rebuilt_scene
 from recon3d.bundle_solve import Problem, Rig, adjust, fit_tracks, problem_of, require_pycolmap
 from recon3d.config import RefineConfig
@@ -255,13 +256,17 @@ def _remapped(
     if report.reason:
         return None
     pairs = {(one.i, one.j) for one in matches}
-    mapped = map_cameras(
-        problem,
-        start,
-        used,
-        pairs,
-        trusted_focal=torch.tensor([one.focal_is_known for one in scene.verdicts]),
-    )
+    if from_features and len(scene.views) == 2 and not bool(problem.constant_pose.any()):
+        mapped = place_pair(problem, start, used)
+        problem = replace(problem, constant_focal=torch.ones(2, dtype=torch.bool))
+    else:
+        mapped = map_cameras(
+            problem,
+            start,
+            used,
+            pairs,
+            trusted_focal=torch.tensor([one.focal_is_known for one in scene.verdicts]),
+        )
     if mapped is None:
         return None
 

@@ -269,7 +269,7 @@ class RefineConfig:
     max_all_pairs: int = 200
     max_wide_pairs: int = 30
     max_wide_views: int = 12
-    wide_size: int = 1024
+    wide_size: int = 640
     wide_features: int = 2000
     max_iterations: int = 50
     shared_focal: bool | None = None

@@ -1,0 +1,123 @@
+"""Cameras of two views from tracks alone, all focal lengths that they may have tried in turn.
+
+Two views often fit one focal length little better than another, and for each the best pose is a
+minimum of its own, so that an adjustment stays near the focal length it began with. Here the best
+pose is found for each of a row of focal lengths, also as it follows from those beside, and what
+counts is how well the tracks fit it and how likely the focal length is.
+
+Source: Hartley and Silpa-Anan, Reconstruction from two views using approximate calibration, ACCV
+2002 (a prior of the focal length instead of its bare estimate).
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from recon3d.bundle_map import Mapped
+from recon3d.bundle_solve import Problem, Rig
+from recon3d.pair_geometry import PairGeometry, plane_homography
+from recon3d.tracks import Tracks
+
+_STEP, _STEPS = 0.8, 5  # standard deviations of the focal length, and how many to either side
+_NOISE = 0.5  # thousandths, where the loss bends
+_INDEPENDENT = 0.25  # share of the matches whose errors are: a lens bends those of a region alike
+_BEHIND = 5.0  # thousandths that a match behind a camera is off at least
+_MOST = 600  # matches that are looked at
+
+
+def shared_pixels(
+    problem: Problem, tracks: Tracks, i: int, j: int
+) -> tuple[Float64[np.ndarray, "match 2"], Float64[np.ndarray, "match 2"]]:
+    """Return where views i and j see the tracks that both see, in thousandths."""
+    pixels, number = problem.image(tracks).numpy(), tracks.track.numpy()
+    in_i, in_j = ((tracks.view == n).numpy() for n in (i, j))
+    _, row_i, row_j = np.intersect1d(number[in_i], number[in_j], return_indices=True)
+    return pixels[in_i][row_i], pixels[in_j][row_j]
+
+
+def place_pair(problem: Problem, start: Rig, tracks: Tracks) -> Mapped | None:
+    """Return the cameras of two views, the first at the origin; None where no pose is found.
+
+    Their focal lengths are final: an adjustment would follow the distortion of the lens.
+
+    Args:
+        problem: of two views, neither with a fixed place.
+        start: of it only the focal lengths that stay are used.
+        tracks: of image features.
+    """
+    pixels_i, pixels_j = shared_pixels(problem, tracks, 0, 1)
+    step = max(1, -(-len(pixels_i) // _MOST))
+    pixels_i, pixels_j = pixels_i[::step], pixels_j[::step]
+    free = ~problem.constant_focal
+    deviations = np.arange(-_STEPS, _STEPS + 1) * _STEP if bool(free.any()) else np.zeros(1)
+
+    def focal_at(by: float) -> Float64[Tensor, "2"]:
+        grown = problem.likely_focal * (by * problem.focal_spread).exp()
+        return torch.where(free, grown, start.focal)
+
+    def pair_at(by: float) -> PairGeometry:
+        focal_i, focal_j = focal_at(by).tolist()
+        return PairGeometry(pixels_i=pixels_i, pixels_j=pixels_j, focal_i=focal_i, focal_j=focal_j)
+
+    pairs = [pair_at(by) for by in deviations.tolist()]
+    plane = plane_homography(pixels_i, pixels_j)
+    best = [_of_one_focal(pair, plane) for pair in pairs]
+    for beside in (-1, 1):
+        numbers = range(len(pairs)) if beside < 0 else reversed(range(len(pairs)))
+        for n in numbers:
+            if not 0 <= n + beside < len(pairs):
+                continue
+            neighbour = best[n + beside]
+            if neighbour is not None:
+                best[n] = _better(pairs[n], best[n], pairs[n].fitted(neighbour))
+    cost = np.array(
+        [
+            np.inf if pose is None else _cost(pair, pose) + by**2 / 2 / _INDEPENDENT
+            for pair, pose, by in zip(pairs, best, deviations.tolist(), strict=True)
+        ]
+    )
+    n = int(cost.argmin())
+    pose = best[n]
+    if pose is None:
+        return None
+    by = deviations[n] + _to_lowest(cost[n - 1 : n + 2]) * _STEP
+    pose = pair_at(by).fitted(pose)
+    return Mapped(
+        rig=Rig(
+            cam2world=torch.stack((torch.eye(4, dtype=torch.float64), torch.from_numpy(pose))),
+            focal=focal_at(by),
+        ),
+        placed=torch.ones(2, dtype=torch.bool),
+    )
+
+
+def _to_lowest(cost: Float64[np.ndarray, " three"]) -> float:
+    """Return where the parabola through three values is lowest, in steps from the middle one."""
+    if len(cost) < 3 or not np.isfinite(cost).all():
+        return 0.0
+    bend = cost[0] - 2 * cost[1] + cost[2]
+    return float((cost[0] - cost[2]) / (2 * bend)) if bend > 0 else 0.0
+
+
+def _of_one_focal(
+    pair: PairGeometry, plane: Float64[np.ndarray, "3 3"] | None
+) -> Float64[np.ndarray, "4 4"] | None:
+    candidates = [] if plane is None else pair.of_plane(plane)
+    essential = pair.essential()
+    if essential is not None:
+        candidates.append(essential)
+    return pair.fitted(max(candidates, key=pair.explained)) if candidates else None
+
+
+def _better(
+    pair: PairGeometry, one: Float64[np.ndarray, "4 4"] | None, other: Float64[np.ndarray, "4 4"]
+) -> Float64[np.ndarray, "4 4"]:
+    return other if one is None or _cost(pair, other) < _cost(pair, one) else one
+
+
+def _cost(pair: PairGeometry, pose: Float64[np.ndarray, "4 4"]) -> float:
+    """Return the negative logarithm of the likelihood of the matches, but for a constant."""
+    off = pair.off(pose)
+    off = np.where(pair.in_front(pose), off, np.maximum(off, _BEHIND))
+    return float(np.log1p((off / _NOISE) ** 2).sum())
