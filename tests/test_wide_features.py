@@ -1,13 +1,17 @@
 """Features of compressed photos: where they lie, what their frames say, and what is left out."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from exact_scene import blank_view
+from recon3d import wide_features
 from recon3d.config import RefineConfig
 from recon3d.features import find_features
+from recon3d.types import View
 from recon3d.wide_features import (
     N_PICTURES,
     WideFeatures,
@@ -129,3 +133,20 @@ def test_a_large_photo_is_reduced() -> None:
     )
     assert 0 < len(small.pixels) < 0.5 * len(large.pixels)
     assert float(small.pixels[:, 0].max()) > 0.45 * WIDTH  # of the whole view, though
+
+
+@pytest.mark.parametrize(("width", "height"), [(400, 100), (100, 400), (200, 200)])
+def test_photos_of_all_shapes_get_as_many_pixels(
+    monkeypatch: pytest.MonkeyPatch, width: int, height: int
+) -> None:
+    long_edge = []
+
+    def grey(view: View, rgb_of: object, most: int) -> tuple[np.ndarray, np.ndarray]:
+        long_edge.append(most)
+        return np.zeros((10, 10), np.uint8), np.eye(3)
+
+    monkeypatch.setattr(wide_features, "grey_photo", grey)
+    view = replace(VIEW, photo_width=width, photo_height=height)
+    find_wide_features(view, lambda _: np.zeros((height, width, 3)), RefineConfig(wide_size=50))
+    scale = long_edge[0] / max(width, height)
+    assert scale**2 * width * height == pytest.approx(50**2, rel=0.02)

@@ -21,7 +21,7 @@ from recon3d.tracks import Tracks
 
 _STEP, _STEPS = 0.8, 5  # standard deviations of the focal length, and how many to either side
 _NOISE = 0.5  # thousandths, where the loss bends
-_INDEPENDENT = 0.25  # share of the matches whose errors are: a lens bends those of a region alike
+_INDEPENDENT = 0.1  # share of the matches whose errors are: a lens bends those of a region alike
 _BEHIND = 5.0  # thousandths that a match behind a camera is off at least
 _MOST = 600  # matches that are looked at
 

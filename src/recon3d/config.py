@@ -250,8 +250,8 @@ class RefineConfig:
     alignment is no start, features are matched in the whole photos: each with the `max_partners`
     that its largest features fit best, of all pairs up to `max_all_pairs` photos, beyond that of
     those that the network saw. Photos that are still without a place get features as seen from
-    aside, up to `wide_features` in the photo itself at `wide_size` pixels, in at most
-    `max_wide_pairs` pairs of `max_wide_views` photos.
+    aside, up to `wide_features` in the photo itself, shrunk to as many pixels as a square of
+    `wide_size` has, in at most `max_wide_pairs` pairs of `max_wide_views` photos.
     `shared_focal` None takes one focal length where photos are of equal size and EXIF does not
     speak against it, unless focal lengths of their own fit much better.
     """
@@ -269,7 +269,7 @@ class RefineConfig:
     max_all_pairs: int = 200
     max_wide_pairs: int = 30
     max_wide_views: int = 12
-    wide_size: int = 640
+    wide_size: int = 560
     wide_features: int = 2000
     max_iterations: int = 50
     shared_focal: bool | None = None

@@ -69,7 +69,9 @@ def find_wide_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> WideF
     Raises:
         ValueError: when the picture has not the photo's shape nor the view's.
     """
-    grey, grey2view = grey_photo(view, rgb_of, config.wide_size)
+    sides = view.photo_width, view.photo_height
+    long_edge = round(config.wide_size * math.sqrt(max(sides) / min(sides)))
+    grey, grey2view = grey_photo(view, rgb_of, long_edge)
     found = find_wide_patches(grey, config.wide_features)
     in_view = moved(grey2view, found.pixels)
     inside = is_inside(view, in_view)
