@@ -103,6 +103,22 @@ def test_no_pose_from_few_matches() -> None:
     assert place_pair(problem(FOCAL), true_rig(), few) is None
 
 
+@pytest.mark.parametrize("kind", ["one point", "one line", "no motion", "mirrored"])
+def test_degenerate_matches_do_no_harm(kind: str) -> None:
+    seen = tracks()
+    first = seen.pixels[::2].clone()
+    if kind == "one point":
+        first[:] = torch.tensor([10.0, 20.0])
+    if kind == "one line":
+        first[:, 1] = 2 * first[:, 0]
+    second = first * torch.tensor([-1.0, 1.0]).double() if kind == "mirrored" else first
+    pixels = torch.stack((first, second), 1).view(-1, 2)
+    found = place_pair(problem(FOCAL), true_rig(), replace(seen, pixels=pixels))
+    if found is not None:
+        assert bool(found.rig.cam2world.isfinite().all())
+        assert bool(found.rig.focal.isfinite().all())
+
+
 def test_only_tracks_that_both_views_see_are_pairs() -> None:
     seen = Tracks(
         track=torch.tensor([0, 0, 1, 2, 2, 3]),

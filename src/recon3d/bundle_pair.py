@@ -9,6 +9,8 @@ Source: Hartley and Silpa-Anan, Reconstruction from two views using approximate 
 2002 (a prior of the focal length instead of its bare estimate).
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from jaxtyping import Float64
@@ -63,12 +65,10 @@ def place_pair(problem: Problem, start: Rig, tracks: Tracks) -> Mapped | None:
     pairs = [pair_at(by) for by in deviations.tolist()]
     plane = plane_homography(pixels_i, pixels_j)
     best = [_of_one_focal(pair, plane) for pair in pairs]
-    for beside in (-1, 1):
-        numbers = range(len(pairs)) if beside < 0 else reversed(range(len(pairs)))
-        for n in numbers:
-            if not 0 <= n + beside < len(pairs):
-                continue
-            neighbour = best[n + beside]
+    numbers = list(range(len(pairs)))
+    for row in (numbers, numbers[::-1]):
+        for before, n in pairwise(row):
+            neighbour = best[before]
             if neighbour is not None:
                 best[n] = _better(pairs[n], best[n], pairs[n].fitted(neighbour))
     cost = np.array(

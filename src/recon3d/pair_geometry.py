@@ -76,7 +76,7 @@ class PairGeometry:
         return [
             _pose(rotation.T, -rotation.T @ move[:, 0])
             for rotation, move in zip(rotations, moves, strict=True)
-            if np.linalg.norm(move) > 1e-9
+            if np.linalg.norm(move) > 1e-9 and np.isfinite(rotation).all()
         ]
 
     def fitted(self, pose: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4 4"]:
