@@ -10,22 +10,22 @@ SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
     "errors progress interrupt photo_names compiler essential exif cycles retrieval sky measure "
     "depth_warp sweep_fill threads synth.world synth.atlas synth.draw synth.relief",
-    "config streams files sweep_doubt catalogue torch_file image_header pairs colmap synth.trace "
-    "synth.textures synth.sensor",
+    "config streams files sweep_doubt pair_geometry catalogue torch_file image_header pairs colmap "
+    "synth.trace synth.textures synth.sensor",
     "console settings device download memory types model_config ground_truth pairs_extra "
     "synth.ground synth.materials",
     "geometry attention compiled published cameras matches ply scene_file views baselines",
     "heads match_file known_cameras tracks features wide_check given_files masks "
     "scale checkpoint sweep parallel repeats synth.shapes",
-    "photos given clean model skips losses sharpen patch_net parallax sweep_check "
+    "photos given clean model skips losses sharpen patch_net parallax sweep_check partners "
     "align_samples synth.surface synth.furniture",
     "croco wide_features sweep_levels metrics throughput train_state weights predict align_focal "
     "fuse synth.shade synth.assembly",
     "two_step wide_matches fitting dense align_init bundle_solve croco_file workers scores "
     "synth.render synth.layout",
     "align_solve align_polish adopt bundle_scene bundle_check bundle_evidence bundle_doubt "
-    "bundle_join bundle_map score_table synth.cameras synth.family_indoor synth.family_outdoor "
-    "synth.family_piles",
+    "bundle_join bundle_map bundle_pair twin_pose score_table synth.cameras synth.family_indoor "
+    "synth.family_outdoor synth.family_piles",
     "align_given align_refine align_dense bundle warm_start weights_info synth.families",
     "align_place refinement synth.folder",
     "align_verdicts",

@@ -26,7 +26,7 @@ from recon3d.bundle_check import (
 from recon3d.bundle_doubt import camera_doubt
 from recon3d.bundle_evidence import Evidence
 from recon3d.bundle_join import join_views
-from recon3d.bundle_map import map_cameras
+from recon3d.bundle_map import Mapped, map_cameras
 from recon3d.bundle_pair import place_pair
 from recon3d.bundle_scene import rebuilt_scene
 from recon3d.bundle_solve import Problem, Rig, adjust, fit_tracks, problem_of, require_pycolmap
@@ -257,8 +257,10 @@ def _remapped(
         return None
     pairs = {(one.i, one.j) for one in matches}
     if from_features and len(scene.views) == 2 and not bool(problem.constant_pose.any()):
-        mapped = place_pair(problem, start, used)
-        problem = replace(problem, constant_focal=torch.ones(2, dtype=torch.bool))
+        both = torch.ones(2, dtype=torch.bool)
+        rig = place_pair(problem, start, used)
+        mapped = None if rig is None else Mapped(rig=rig, placed=both)
+        problem = replace(problem, constant_focal=both)
     else:
         mapped = map_cameras(
             problem,

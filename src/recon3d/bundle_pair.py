@@ -16,8 +16,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from recon3d.bundle_map import Mapped
-from recon3d.bundle_solve import Problem, Rig
+from recon3d.bundle_solve import Problem, Rig, seen_by_both
 from recon3d.pair_geometry import PairGeometry, plane_homography
 from recon3d.tracks import Tracks
 
@@ -28,17 +27,7 @@ _BEHIND = 5.0  # thousandths that a match behind a camera is off at least
 _MOST = 600  # matches that are looked at
 
 
-def shared_pixels(
-    problem: Problem, tracks: Tracks, i: int, j: int
-) -> tuple[Float64[np.ndarray, "match 2"], Float64[np.ndarray, "match 2"]]:
-    """Return where views i and j see the tracks that both see, in thousandths."""
-    pixels, number = problem.image(tracks).numpy(), tracks.track.numpy()
-    in_i, in_j = ((tracks.view == n).numpy() for n in (i, j))
-    _, row_i, row_j = np.intersect1d(number[in_i], number[in_j], return_indices=True)
-    return pixels[in_i][row_i], pixels[in_j][row_j]
-
-
-def place_pair(problem: Problem, start: Rig, tracks: Tracks) -> Mapped | None:
+def place_pair(problem: Problem, start: Rig, tracks: Tracks) -> Rig | None:
     """Return the cameras of two views, the first at the origin; None where no pose is found.
 
     Their focal lengths are final: an adjustment would follow the distortion of the lens.
@@ -48,7 +37,7 @@ def place_pair(problem: Problem, start: Rig, tracks: Tracks) -> Mapped | None:
         start: of it only the focal lengths that stay are used.
         tracks: of image features.
     """
-    pixels_i, pixels_j = shared_pixels(problem, tracks, 0, 1)
+    pixels_i, pixels_j = seen_by_both(problem, tracks, 0, 1)
     step = max(1, -(-len(pixels_i) // _MOST))
     pixels_i, pixels_j = pixels_i[::step], pixels_j[::step]
     free = ~problem.constant_focal
@@ -83,12 +72,9 @@ def place_pair(problem: Problem, start: Rig, tracks: Tracks) -> Mapped | None:
         return None
     by = deviations[n] + _to_lowest(cost[n - 1 : n + 2]) * _STEP
     pose = pair_at(by).fitted(pose)
-    return Mapped(
-        rig=Rig(
-            cam2world=torch.stack((torch.eye(4, dtype=torch.float64), torch.from_numpy(pose))),
-            focal=focal_at(by),
-        ),
-        placed=torch.ones(2, dtype=torch.bool),
+    return Rig(
+        cam2world=torch.stack((torch.eye(4, dtype=torch.float64), torch.from_numpy(pose))),
+        focal=focal_at(by),
     )
 
 

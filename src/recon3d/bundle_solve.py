@@ -149,6 +149,16 @@ def fit_tracks(problem: Problem, rig: Rig, tracks: Tracks) -> Fit:
     return Fit(points=points, error=error.nan_to_num(nan=torch.inf, posinf=torch.inf))
 
 
+def seen_by_both(
+    problem: Problem, tracks: Tracks, i: int, j: int
+) -> tuple[Float64[np.ndarray, "match 2"], Float64[np.ndarray, "match 2"]]:
+    """Return where views i and j see the tracks that both see, in thousandths."""
+    pixels, number = problem.image(tracks).numpy(), tracks.track.numpy()
+    in_i, in_j = ((tracks.view == n).numpy() for n in (i, j))
+    _, row_i, row_j = np.intersect1d(number[in_i], number[in_j], return_indices=True)
+    return pixels[in_i][row_i], pixels[in_j][row_j]
+
+
 def depth_in_camera(
     points: Float64[Tensor, "track 3"], rig: Rig, tracks: Tracks
 ) -> Float64[Tensor, "observation 3"]:

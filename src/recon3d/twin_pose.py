@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from recon3d.bundle_pair import shared_pixels
-from recon3d.bundle_solve import Problem, Rig
+from recon3d.bundle_solve import Problem, Rig, seen_by_both
 from recon3d.geometry import invert_rigid
 from recon3d.pair_geometry import PairGeometry, plane_homography
 from recon3d.tracks import Tracks
@@ -42,7 +41,7 @@ def find_twin(problem: Problem, rig: Rig, tracks: Tracks) -> Twin | None:
     if len(held) != 2 or bool(problem.constant_pose[held].any()):
         return None
     i, j = held
-    pixels_i, pixels_j = shared_pixels(problem, tracks, i, j)
+    pixels_i, pixels_j = seen_by_both(problem, tracks, i, j)
     plane = plane_homography(pixels_i, pixels_j)
     if plane is None:
         return None
