@@ -183,3 +183,5 @@ def test_uncertainty_covers_both() -> None:
     wider = with_twin(three, spread, twin)
     assert torch.equal(wider[[0, 2]], found)
     assert bool(wider[1].isnan().all())
+    unknown = torch.full((2, 2), torch.nan).double()
+    assert bool(with_twin(unknown, cameras, twin).isnan().all())

@@ -53,8 +53,7 @@ def find_twin(problem: Problem, rig: Rig, tracks: Tracks) -> Twin | None:
     )
     cam_j2cam_i = (invert_rigid(rig.cam2world[i]) @ rig.cam2world[j]).numpy()
     cam_j2cam_i[:3, 3] /= max(float(np.linalg.norm(cam_j2cam_i[:3, 3])), 1e-12)
-    needed = _AS_WELL * pair.explained(cam_j2cam_i)
-    best, most = None, needed
+    best, most = None, _AS_WELL * pair.explained(cam_j2cam_i)
     for start in pair.of_plane(plane):
         other = pair.fitted(start)
         apart = _apart(cam_j2cam_i, other)
@@ -73,6 +72,8 @@ def with_twin(doubt: Float64[Tensor, "view 2"], rig: Rig, twin: Twin) -> Float64
         twin: the other.
     """
     held = (~doubt[:, 0].isnan()).nonzero().flatten()
+    if len(held) != 2:  # nothing is known of them anyway
+        return doubt
     centre = rig.cam2world[held, :3, 3]
     apart = float((centre[0] - centre[1]).norm())
     # one of the two by chance, and half of what they differ by to each camera
