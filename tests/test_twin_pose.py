@@ -24,15 +24,15 @@ def rig() -> Rig:
     return Rig(cam2world=look_at(centre, target, up), focal=torch.full((2,), FOCAL).double())
 
 
-def problem(fixed: int | None = None) -> Problem:
+def problem(fixed: int | None = None, n_views: int = 2) -> Problem:
     return Problem(
-        unit=torch.ones(2, 2).double(),
-        centre=torch.zeros(2, 2).double(),
-        likely_focal=torch.full((2,), FOCAL).double(),
-        focal_spread=torch.ones(2).double(),
-        centre_spread=torch.zeros(2).double(),
-        constant_focal=torch.zeros(2, dtype=torch.bool),
-        constant_pose=torch.tensor([n == fixed for n in range(2)]),
+        unit=torch.ones(n_views, 2).double(),
+        centre=torch.zeros(n_views, 2).double(),
+        likely_focal=torch.full((n_views,), FOCAL).double(),
+        focal_spread=torch.ones(n_views).double(),
+        centre_spread=torch.zeros(n_views).double(),
+        constant_focal=torch.zeros(n_views, dtype=torch.bool),
+        constant_pose=torch.tensor([n == fixed for n in range(n_views)]),
         config=RefineConfig(),
     )
 
@@ -149,17 +149,7 @@ def test_three_views_and_fixed_ones_have_none() -> None:
         torch.tensor([0.0, -1, 0]).double(),
     )))  # fmt: skip
     three = Rig(cam2world=third, focal=torch.full((3,), FOCAL).double())
-    more = Problem(
-        unit=torch.ones(3, 2).double(),
-        centre=torch.zeros(3, 2).double(),
-        likely_focal=three.focal,
-        focal_spread=torch.ones(3).double(),
-        centre_spread=torch.zeros(3).double(),
-        constant_focal=torch.zeros(3, dtype=torch.bool),
-        constant_pose=torch.zeros(3, dtype=torch.bool),
-        config=RefineConfig(),
-    )
-    assert find_twin(more, three, tracks(points(depth=0.0), three)) is None
+    assert find_twin(problem(n_views=3), three, tracks(points(depth=0.0), three)) is None
 
 
 def test_too_few_matches_have_none() -> None:

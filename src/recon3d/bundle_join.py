@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from recon3d.bundle_solve import Problem, Rig
+from recon3d.bundle_solve import Problem, Rig, seen_by_both
 from recon3d.essential import essential_pose
 from recon3d.geometry import rotation_angle
 from recon3d.tracks import Tracks
@@ -68,11 +68,6 @@ def join_views(
         known = placed & ~problem.constant_focal
         if bool(known.any()):
             focal[~placed & ~problem.constant_focal] = focal[known].median()
-    pixels = problem.image(tracks).numpy()
-    seen = [
-        (tracks.track[tracks.view == n].numpy(), pixels[(tracks.view == n).numpy()])
-        for n in range(len(focal))
-    ]
     relative: dict[tuple[int, int], Float64[np.ndarray, "4 4"] | None] = {}
     while True:
         found: dict[int, _Place] = {}
@@ -83,7 +78,7 @@ def join_views(
                 if other is None or not placed[other]:
                     continue
                 if (other, n) not in relative:
-                    relative[other, n] = _relative(seen[other], seen[n], focal[[other, n]].tolist())
+                    relative[other, n] = _relative(problem, tracks, focal, other, n)
                 pose = relative[other, n]
                 if pose is not None:
                     turn = cam2world[other, :3, :3]
@@ -106,16 +101,14 @@ def join_views(
 
 
 def _relative(
-    first: tuple[np.ndarray, np.ndarray],
-    second: tuple[np.ndarray, np.ndarray],
-    focal: list[float],
+    problem: Problem, tracks: Tracks, focal: Float64[Tensor, " view"], i: int, j: int
 ) -> Float64[np.ndarray, "4 4"] | None:
-    """Return second2first with a translation of length 1, None where too little tells it."""
-    _, row_i, row_j = np.intersect1d(first[0], second[0], assume_unique=True, return_indices=True)
-    if len(row_i) < _LEAST_SHARED:
+    """Return cam_j2cam_i with a translation of length 1, None where too little tells it."""
+    pixels_i, pixels_j = seen_by_both(problem, tracks, i, j)
+    if len(pixels_i) < _LEAST_SHARED:
         return None
-    lenses = [np.diag([f, f, 1.0]) for f in focal]
-    return essential_pose(first[1][row_i], second[1][row_j], *lenses)
+    lenses = [np.diag([f, f, 1.0]) for f in focal[[i, j]].tolist()]
+    return essential_pose(pixels_i, pixels_j, *lenses)
 
 
 def _meeting(words: list[_Word]) -> _Place | None:

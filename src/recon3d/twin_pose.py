@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recon3d.bundle_solve import Problem, Rig, seen_by_both
 from recon3d.geometry import invert_rigid
+from recon3d.metrics import direction_error_deg, rotation_error_deg
 from recon3d.pair_geometry import PairGeometry, plane_homography
 from recon3d.tracks import Tracks
 
@@ -86,6 +87,7 @@ def with_twin(doubt: Float64[Tensor, "view 2"], rig: Rig, twin: Twin) -> Float64
 
 
 def _apart(one: Float64[np.ndarray, "4 4"], other: Float64[np.ndarray, "4 4"]) -> Twin:
-    cosine = (np.trace(one[:3, :3].T @ other[:3, :3]) - 1) / 2, one[:3, 3] @ other[:3, 3]
-    turn, direction = np.degrees(np.arccos(np.clip(cosine, -1, 1))).tolist()
-    return Twin(rotation_deg=turn, direction_deg=direction)
+    return Twin(
+        rotation_deg=float(rotation_error_deg(other[:3, :3], one[:3, :3])),
+        direction_deg=float(direction_error_deg(other[:3, 3], one[:3, 3])),
+    )
