@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from recon3d import bundle_doubt
 from recon3d.bundle_doubt import MAX_VIEWS, camera_doubt
 from recon3d.bundle_solve import Problem, Rig, adjust
 from recon3d.config import RefineConfig
@@ -14,6 +15,7 @@ from recon3d.tracks import Tracks
 
 N_VIEWS, N_POINTS = 5, 60
 DISTANCE = 4.0  # of the points, about
+BEND = 0.01  # deviation of the radial distortion
 
 
 def problem(
@@ -42,7 +44,7 @@ def true_rig() -> Rig:
 def observed(noise: float, seed: int, *, off_centre: float = 0.0) -> Tracks:
     """Return every point in every view, in thousandths with noise of that deviation.
 
-    Principal points are `off_centre` from the middle.
+    Principal points are `off_centre` from the middle; then lenses bend as well.
     """
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(N_POINTS, 3, generator=generator).double() + torch.tensor([0.0, 0, 4])
@@ -51,6 +53,9 @@ def observed(noise: float, seed: int, *, off_centre: float = 0.0) -> Tracks:
     pixels = 900 * in_cam[..., :2] / in_cam[..., 2:]
     pixels = pixels + noise * torch.randn(pixels.shape, generator=generator).double()
     centre = torch.randn(N_VIEWS, 1, 2, generator=generator).double()
+    if off_centre:
+        bend = BEND * torch.randn(N_VIEWS, 1, 1, generator=generator).double()
+        pixels = pixels * (1 + bend * (pixels / 900).square().sum(-1, keepdim=True))
     pixels = pixels + off_centre * centre
     return Tracks(
         track=torch.arange(N_POINTS).repeat_interleave(N_VIEWS),
@@ -82,8 +87,12 @@ def off(rig: Rig, *, free: bool) -> Tensor:
 
 
 @pytest.mark.parametrize(("fixed", "off_centre"), [((), 0.0), ((0, 4), 0.0), ((), 7.0)])
-def test_predicted_and_real_scatter_agree(fixed: tuple[int, ...], off_centre: float) -> None:
+def test_predicted_and_real_scatter_agree(
+    fixed: tuple[int, ...], off_centre: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("pycolmap", reason="needs the extra colmap")
+    monkeypatch.setattr(bundle_doubt, "INDEPENDENT", 1.0)  # as the noise is here
+    monkeypatch.setattr(bundle_doubt, "_BEND_SPREAD", BEND)
     task = problem(fixed=fixed, off_centre=off_centre)
     said, real = [], []
     for seed in range(25):
@@ -98,6 +107,14 @@ def test_predicted_and_real_scatter_agree(fixed: tuple[int, ...], off_centre: fl
     assert float(ratio.min()) > 0.75
     assert float(ratio.max()) < 1.33
     assert (expected[list(fixed)] == 0).all()
+
+
+def test_errors_that_neighbours_share_count_as_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracks = observed(0.2, 1)
+    said = camera_doubt(problem(), true_rig(), tracks)
+    monkeypatch.setattr(bundle_doubt, "INDEPENDENT", 1.0)
+    alone = camera_doubt(problem(), true_rig(), tracks)
+    torch.testing.assert_close(said / alone, torch.full_like(said, 10**0.5), rtol=0.02, atol=0)
 
 
 def test_twice_the_noise_twice_the_doubt() -> None:

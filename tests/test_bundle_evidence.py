@@ -104,3 +104,18 @@ def test_many_photos_that_all_have_a_place_need_no_more(
     config = RefineConfig(max_wide_views=N_VIEWS - 1)
     assert evidence(config).wide(torch.ones(N_VIEWS, dtype=torch.bool)) == []
     assert compared == []
+
+
+def test_an_ignored_view_is_in_no_matches_and_nothing_new_is_compared(
+    compared: list[list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_evidence, "match_far_apart", lambda *_, **__: [matches(1, 3, 40)])
+    monkeypatch.setattr(bundle_evidence, "without_contradicted", lambda found, *_: found)
+    one = evidence(RefineConfig())
+    assert [(m.i, m.j) for m in one.wide(None)] == [(1, 3)]
+    one.ignored.add(2)
+    assert [(m.i, m.j) for m in one.anywhere] == [(0, 1)]
+    assert all(2 not in (m.i, m.j) for m in one.coarse)
+    assert [(m.i, m.j) for m in one.wide(None)] == [(1, 3)]
+    one.ignored.add(3)
+    assert one.wide(None) == []

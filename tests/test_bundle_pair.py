@@ -128,3 +128,25 @@ def test_only_tracks_that_both_views_see_are_pairs() -> None:
     first, second = seen_by_both(problem(FOCAL), seen, 0, 1)
     assert first.tolist() == [[0, 1], [8, 9]]
     assert second.tolist() == [[2, 3], [6, 7]]
+
+
+def test_a_third_view_that_no_track_sees_stays() -> None:
+    three = {
+        "unit": torch.ones(3, 2).double(),
+        "centre": torch.zeros(3, 2).double(),
+        "likely_focal": torch.tensor([FOCAL, 500.0, FOCAL]).double(),
+        "focal_spread": torch.full((3,), 0.2).double(),
+        "centre_spread": torch.zeros(3).double(),
+        "constant_focal": torch.tensor([True, False, True]),
+        "constant_pose": torch.zeros(3, dtype=torch.bool),
+    }
+    start = Rig(
+        cam2world=3 * torch.eye(4).double().repeat(3, 1, 1),
+        focal=torch.tensor([FOCAL, 500.0, FOCAL]).double(),
+    )
+    seen = tracks(noise=0.0)
+    found = place_pair(replace(problem(FOCAL), **three), start, replace(seen, view=2 * seen.view))
+    assert found is not None
+    assert found.focal.tolist() == start.focal.tolist()
+    assert torch.equal(found.cam2world[1], start.cam2world[1])
+    assert max(off_deg(Rig(cam2world=found.cam2world[::2], focal=found.focal[::2]))) < 0.1

@@ -26,9 +26,9 @@ LAYERS = (
     "align_solve align_polish adopt bundle_scene bundle_check bundle_evidence bundle_doubt "
     "bundle_join bundle_map bundle_pair twin_pose score_table synth.cameras synth.family_indoor "
     "synth.family_outdoor synth.family_piles",
-    "align_given align_refine align_dense bundle warm_start weights_info synth.families",
-    "align_place refinement synth.folder",
-    "align_verdicts",
+    "align_given align_refine align_dense bundle_conflict warm_start weights_info synth.families",
+    "align_place bundle synth.folder",
+    "align_verdicts refinement",
     "align synth batches",
     "export supply two_view contact_sheet patch_pairs",
     "training",

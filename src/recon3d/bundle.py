@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -23,6 +24,7 @@ from recon3d.bundle_check import (
     judged,
     support_of_views,
 )
+from recon3d.bundle_conflict import contradicted_view
 from recon3d.bundle_doubt import camera_doubt
 from recon3d.bundle_evidence import Evidence
 from recon3d.bundle_join import join_views
@@ -77,6 +79,14 @@ class _Attempt:
         return select_observations(self.aside, self.placed[self.aside.view])
 
 
+class _Split(NamedTuple):
+    """Tracks to use, tracks to keep aside, and a report with the reason against, if any."""
+
+    used: Tracks
+    aside: Tracks
+    report: RefineReport
+
+
 def refine_scene(
     scene: Scene,
     matches: Sequence[Matches],
@@ -112,16 +122,14 @@ def refine_scene(
     """
     require_pycolmap()
     evidence = Evidence(scene, matches, config, rgb_of, track)
-    is_open = config.shared_focal is None and config.refine_focal
-    shared = same_lens(scene.views) if is_open else bool(config.shared_focal)
-    problem, start = problem_of(scene, replace(config, shared_focal=shared), fixed)
-    best = _best_attempt(scene, problem, start, evidence, track)
-    if is_open and shared:
-        others, start = problem_of(scene, replace(config, shared_focal=False), fixed)
-        if best.report.reason or _would_pay(others, start, best, track):
-            free = _best_attempt(scene, others, start, evidence, track)
-            if _pays(free.report, best.report):
-                problem, best = others, free
+    problem, best = _solved(scene, evidence, config, fixed, track)
+    while evidence.from_features and not fixed and not best.report.reason:
+        odd = contradicted_view(problem, best.rig, best.used)
+        if odd is None:
+            break
+        logger.info("others contradict what %s shows: tried without it", scene.views[odd].name)
+        evidence.ignored.add(odd)
+        problem, best = _solved(scene, evidence, config, fixed, track)
     held = sorted(set(best.used.view.tolist()))
     report = replace(best.report, refined=tuple(scene.views[n].name for n in held))
     if evidence.from_features and not problem.constant_pose.any():
@@ -138,9 +146,7 @@ def refine_scene(
             "%.0f degrees apart: which of them is right is a guess. Add a third photo.",
             max(twin.rotation_deg, twin.direction_deg),
         )
-    better, depth_error = rebuilt_scene(
-        scene, problem, best.rig, best.used, doubt, remapped=report.remapped
-    )
+    better, depth_error = rebuilt_scene(scene, problem, best.rig, best.used, doubt)
     logger.info(
         "bundle adjustment of %d tracks%s: %.2f -> %.2f thousandths of the long edge on %d others;"
         " depth maps differ from the tracks by %.1f %%",
@@ -152,6 +158,27 @@ def refine_scene(
         100 * depth_error,
     )
     return better, replace(report, improved=True, depth_error=depth_error)
+
+
+def _solved(
+    scene: Scene,
+    evidence: Evidence,
+    config: RefineConfig,
+    fixed: Collection[int],
+    track: Track,
+) -> tuple[Problem, _Attempt]:
+    """Return the best attempt: with one focal length for all where that may be, else with many."""
+    is_open = config.shared_focal is None and config.refine_focal
+    shared = same_lens(scene.views) if is_open else bool(config.shared_focal)
+    problem, start = problem_of(scene, replace(config, shared_focal=shared), fixed)
+    best = _best_attempt(scene, problem, start, evidence, track)
+    if is_open and shared:
+        others, start = problem_of(scene, replace(config, shared_focal=False), fixed)
+        if best.report.reason or _would_pay(others, start, best, track):
+            free = _best_attempt(scene, others, start, evidence, track)
+            if _pays(free.report, best.report):
+                problem, best = others, free
+    return problem, best
 
 
 def same_lens(views: Sequence[View]) -> bool:
@@ -179,25 +206,27 @@ def _best_attempt(
 ) -> _Attempt:
     """Return the first attempt that leaves no doubt, else the best."""
     from_features = evidence.from_features
+    n_heeded = len(scene.views) - len(evidence.ignored)
     best: _Attempt | None = None
 
     def near() -> _Attempt:
-        return _adjusted(problem, start, evidence.near, track, from_features=from_features)
+        tracks = _tracks(problem, evidence.near, n_heeded, from_features=from_features)
+        return _adjusted(problem, start, tracks, track)
+
+    def remapped(matches: Sequence[Matches]) -> _Attempt | None:
+        tracks = _tracks(problem, matches, n_heeded, from_features=from_features)
+        pairs = {(one.i, one.j) for one in matches}
+        return _remapped(scene, problem, start, tracks, pairs, track)
 
     def anew() -> _Attempt | None:
-        matches = evidence.anywhere
-        return _remapped(scene, problem, start, matches, track, from_features=from_features)
+        return remapped(evidence.anywhere)
 
     def anew_with_near() -> _Attempt | None:
-        matches = [*evidence.anywhere, *evidence.near]
-        return _remapped(scene, problem, start, matches, track, from_features=from_features)
+        return remapped([*evidence.anywhere, *evidence.near])
 
     def anew_with_wide() -> _Attempt | None:
         wide = evidence.wide(None if best is None else _sure_places(problem, best))
-        if not wide:
-            return None
-        matches = [*evidence.anywhere, *wide]
-        return _remapped(scene, problem, start, matches, track, from_features=from_features)
+        return remapped([*evidence.anywhere, *wide]) if wide else None
 
     # sharp matches of whole photos are enough for cameras without a start; coarse ones are not
     ways = (anew, anew_with_near, near, anew_with_wide) if from_features else (near, anew)
@@ -207,12 +236,14 @@ def _best_attempt(
         if found is not None:
             too_few |= found.too_few
             best = found if best is None else _better(problem, best, found)
-            n_enough = _TRACKS_PER_VIEW * len(scene.views)
-            if bool(best.placed.all()) and is_sure(best.report) and best.report.n_tracks > n_enough:
+            everyone = int(best.placed.sum()) == n_heeded
+            n_enough = _TRACKS_PER_VIEW * n_heeded
+            if everyone and is_sure(best.report) and best.report.n_tracks > n_enough:
                 break
     assert best is not None  # `near` always says something
     if best.report.reason and from_features and too_few:
-        best = _adjusted(problem, start, evidence.coarse, track, from_features=False)
+        tracks = _tracks(problem, evidence.coarse, n_heeded, from_features=False)
+        best = _adjusted(problem, start, tracks, track)
     return best
 
 
@@ -229,11 +260,9 @@ def _sure_places(problem: Problem, found: _Attempt) -> Bool[Tensor, " view"] | N
     return found.placed & (share >= SURE_OF_VIEW)
 
 
-def _adjusted(
-    problem: Problem, start: Rig, matches: Sequence[Matches], track: Track, *, from_features: bool
-) -> _Attempt:
+def _adjusted(problem: Problem, start: Rig, tracks: _Split, track: Track) -> _Attempt:
     """Return the cameras adjusted from where they are, and what the check says of them."""
-    used, aside, report = _tracks(problem, matches, from_features)
+    used, aside, report = tracks
     placed = torch.zeros(len(problem.unit), dtype=torch.bool)
     placed[used.view] = True
     found = _Attempt(
@@ -246,21 +275,20 @@ def _remapped(
     scene: Scene,
     problem: Problem,
     start: Rig,
-    matches: Sequence[Matches],
+    tracks: _Split,
+    pairs: Collection[tuple[int, int]],
     track: Track,
-    *,
-    from_features: bool,
 ) -> _Attempt | None:
     """Return cameras placed anew and adjusted, and what the check says; None if there are none."""
-    used, aside, report = _tracks(problem, matches, from_features)
+    used, aside, report = tracks
     if report.reason:
         return None
-    pairs = {(one.i, one.j) for one in matches}
-    if from_features and len(scene.views) == 2 and not bool(problem.constant_pose.any()):
-        both = torch.ones(2, dtype=torch.bool)
+    held = torch.zeros(len(scene.views), dtype=torch.bool)
+    held[used.view] = True
+    if report.sharp_pairs and int(held.sum()) == 2 and not bool(problem.constant_pose.any()):
         rig = place_pair(problem, start, used)
-        mapped = None if rig is None else Mapped(rig=rig, placed=both)
-        problem = replace(problem, constant_focal=both)
+        mapped = None if rig is None else Mapped(rig=rig, placed=held)
+        problem = replace(problem, constant_focal=problem.constant_focal | held)
     else:
         mapped = map_cameras(
             problem,
@@ -331,23 +359,24 @@ def _in_rounds(problem: Problem, rig: Rig, tracks: Tracks, track: Track) -> Rig:
 
 
 def _tracks(
-    problem: Problem, matches: Sequence[Matches], from_features: bool
-) -> tuple[Tracks, Tracks, RefineReport]:
-    """Return tracks to use, tracks to keep aside, and a report with the reason against, if any.
+    problem: Problem, matches: Sequence[Matches], n_heeded: int, *, from_features: bool
+) -> _Split:
+    """Return the tracks that matches make, of which half of the `n_heeded` views need be part.
 
     Never of sharp and coarse matches both: coarse ones, ten times less exact, would spoil what
     sharp ones say.
     """
-    n_views, config = len(problem.unit), problem.config
-    tracks = longest_tracks(largest_group(build_tracks(matches), n_views), config.max_tracks)
+    config = problem.config
+    joined = largest_group(build_tracks(matches), len(problem.unit))
+    tracks = longest_tracks(joined, config.max_tracks)
     aside = held_out(tracks, config)
     report = RefineReport(
         improved=False,
-        reason=_too_few(tracks, n_views, config),
+        reason=_too_few(tracks, n_heeded, config),
         sharp_pairs=len(matches) if from_features else 0,
         n_tracks=tracks.n_tracks,
     )
-    return select_tracks(tracks, ~aside), select_tracks(tracks, aside), report
+    return _Split(select_tracks(tracks, ~aside), select_tracks(tracks, aside), report)
 
 
 def _too_few(tracks: Tracks, n_views: int, config: RefineConfig) -> str:

@@ -11,8 +11,9 @@ from recon3d.bundle_solve import FOCAL_RANGE, UNIT, Problem, Rig, fit_tracks
 from recon3d.config import RefineConfig
 from recon3d.tracks import Tracks
 
-_MIN_SUPPORT = 0.5  # share of the tracks kept aside that must fit the new cameras ...
-_FITS = 0.2  # ... with an error below this share of `max_error`: coarser ones cannot judge
+_MIN_SUPPORT = 0.5  # share of the tracks kept aside that must fit the new cameras
+FITS = 0.2
+"""Share of `max_error` below which an observation fits: coarser ones cannot judge."""
 _SURE_SUPPORT = 0.8  # share that leaves no wish for a better start
 SURE_OF_VIEW = 0.5
 """Share of the observations of a view that must fit, to leave no doubt about it."""
@@ -68,7 +69,7 @@ def judged(
     errors = [_track_errors(problem, rig, aside, bound) for rig in (before, after)]
     gain = errors[0] - errors[1]
     doubt = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
-    support = float((errors[1] < _FITS * bound).double().mean())
+    support = float((errors[1] < FITS * bound).double().mean())
     reason = ""
     if not support >= _MIN_SUPPORT:
         reason = f"only {100 * support:.0f} % of the tracks kept aside fit"
@@ -92,7 +93,7 @@ def is_sure(report: RefineReport) -> bool:
 
 def fitting(problem: Problem, rig: Rig, tracks: Tracks) -> Bool[Tensor, " observation"]:
     """Return the observations that fit the cameras, of tracks in which two or more do."""
-    fits = fit_tracks(problem, rig, tracks).error < _FITS * problem.config.max_error * UNIT
+    fits = fit_tracks(problem, rig, tracks).error < FITS * problem.config.max_error * UNIT
     count = torch.zeros(tracks.n_tracks, dtype=torch.int64).index_add_(0, tracks.track, fits.long())
     return fits & (count >= 2)[tracks.track]
 

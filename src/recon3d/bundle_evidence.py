@@ -1,6 +1,6 @@
 """What there is to refine by: matches of the network and of image features, found when needed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import combinations
 
@@ -31,7 +31,8 @@ _PARTNERS_OF_STRAY = 3  # photos that one without a place is compared with as se
 class Evidence:
     """Matches of all kinds, each found when it is first asked for.
 
-    Arguments as for `bundle.refine_scene`; `from_features` says whether there are photos.
+    Arguments as for `bundle.refine_scene`; `from_features` says whether there are photos. Matches
+    of the views in `ignored` are left out.
     """
 
     def __init__(
@@ -47,17 +48,29 @@ class Evidence:
         self._known: dict[int, Features] = {}
         self._wide: dict[frozenset[tuple[int, int]], list[Matches]] = {}
         self.from_features = rgb_of is not None
+        self.ignored: set[int] = set()
 
-    @cached_property
+    @property
     def coarse(self) -> list[Matches]:
         """The network's, some of each pair."""
-        return [_thinned(one, self._config) for one in self._matches]
+        return self._heeded(_thinned(one, self._config) for one in self._matches)
 
-    @cached_property
+    @property
     def near(self) -> list[Matches]:
         """Of features near the network's matches."""
-        if self._rgb_of is None:
-            return self.coarse
+        return self.coarse if self._rgb_of is None else self._heeded(self._near)
+
+    @property
+    def anywhere(self) -> list[Matches]:
+        """Matches that owe nothing to the scene's cameras."""
+        return self._heeded(self._anywhere)
+
+    def _heeded(self, matches: Iterable[Matches]) -> list[Matches]:
+        return [one for one in matches if not self.ignored & {one.i, one.j}]
+
+    @cached_property
+    def _near(self) -> list[Matches]:
+        assert self._rgb_of is not None
         return sharpen_matches(
             self._matches,
             self._scene.views,
@@ -68,8 +81,7 @@ class Evidence:
         )
 
     @cached_property
-    def anywhere(self) -> list[Matches]:
-        """Matches that owe nothing to the scene's cameras."""
+    def _anywhere(self) -> list[Matches]:
         return _matches_anywhere(
             self._scene, self._matches, self._config, self._rgb_of, self._known, self._track
         )
@@ -79,10 +91,13 @@ class Evidence:
 
         All of them, as far as the limits allow; or, where some views are `placed` beyond doubt and
         others are not, or views are many, each of the latter with some of the former. First come
-        those that the network joins best.
+        those that the network joins best. Where views are ignored, those found before.
         """
         if self._rgb_of is None:
             return []
+        if self.ignored:
+            before = {(one.i, one.j): one for found in self._wide.values() for one in found}
+            return self._heeded(before.values())
         done = {(one.i, one.j) for one in self.anywhere if len(one.confidence) >= _MANY_MATCHES}
         strength = {(one.i, one.j): float(one.confidence.sum()) for one in self._matches}
         pairs = [

@@ -16,36 +16,37 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from recon3d.bundle_solve import Problem, Rig, seen_by_both
+from recon3d.bundle_solve import INDEPENDENT, Problem, Rig, seen_by_both
 from recon3d.pair_geometry import PairGeometry, plane_homography
 from recon3d.tracks import Tracks
 
 _STEP, _STEPS = 0.8, 5  # standard deviations of the focal length, and how many to either side
 _NOISE = 0.5  # thousandths, where the loss bends
-_INDEPENDENT = 0.1  # share of the matches whose errors are: a lens bends those of a region alike
 _BEHIND = 5.0  # thousandths that a match behind a camera is off at least
 _MOST = 600  # matches that are looked at
 
 
 def place_pair(problem: Problem, start: Rig, tracks: Tracks) -> Rig | None:
-    """Return the cameras of two views, the first at the origin; None where no pose is found.
+    """Return the rig with the two views that tracks hold placed anew; None where no pose is found.
 
-    Their focal lengths are final: an adjustment would follow the distortion of the lens.
+    The first of them is at the origin. Their focal lengths are final: an adjustment would follow
+    the distortion of the lens.
 
     Args:
-        problem: of two views, neither with a fixed place.
-        start: of it only the focal lengths that stay are used.
-        tracks: of image features.
+        problem: neither of the two has a fixed place.
+        start: the other cameras, and the focal lengths that stay.
+        tracks: of image features, seen by two views alone.
     """
-    pixels_i, pixels_j = seen_by_both(problem, tracks, 0, 1)
+    i, j = tracks.view.unique().tolist()
+    pixels_i, pixels_j = seen_by_both(problem, tracks, i, j)
     step = max(1, -(-len(pixels_i) // _MOST))
     pixels_i, pixels_j = pixels_i[::step], pixels_j[::step]
-    free = ~problem.constant_focal
+    free = ~problem.constant_focal[[i, j]]
     deviations = np.arange(-_STEPS, _STEPS + 1) * _STEP if bool(free.any()) else np.zeros(1)
 
     def focal_at(by: float) -> Float64[Tensor, "2"]:
-        grown = problem.likely_focal * (by * problem.focal_spread).exp()
-        return torch.where(free, grown, start.focal)
+        grown = problem.likely_focal[[i, j]] * (by * problem.focal_spread[[i, j]]).exp()
+        return torch.where(free, grown, start.focal[[i, j]])
 
     def pair_at(by: float) -> PairGeometry:
         focal_i, focal_j = focal_at(by).tolist()
@@ -62,7 +63,7 @@ def place_pair(problem: Problem, start: Rig, tracks: Tracks) -> Rig | None:
                 best[n] = _better(pairs[n], best[n], pairs[n].fitted(neighbour))
     cost = np.array(
         [
-            np.inf if pose is None else _cost(pair, pose) + by**2 / 2 / _INDEPENDENT
+            np.inf if pose is None else _cost(pair, pose) + by**2 / 2 / INDEPENDENT
             for pair, pose, by in zip(pairs, best, deviations.tolist(), strict=True)
         ]
     )
@@ -72,10 +73,10 @@ def place_pair(problem: Problem, start: Rig, tracks: Tracks) -> Rig | None:
         return None
     by = deviations[n] + _to_lowest(cost[n - 1 : n + 2]) * _STEP
     pose = pair_at(by).fitted(pose)
-    return Rig(
-        cam2world=torch.stack((torch.eye(4, dtype=torch.float64), torch.from_numpy(pose))),
-        focal=focal_at(by),
-    )
+    cam2world, focal = start.cam2world.clone(), start.focal.clone()
+    cam2world[i] = torch.eye(4, dtype=torch.float64)
+    cam2world[j], focal[[i, j]] = torch.from_numpy(pose), focal_at(by)
+    return Rig(cam2world=cam2world, focal=focal)
 
 
 def _to_lowest(cost: Float64[np.ndarray, " three"]) -> float:

@@ -21,16 +21,13 @@ def rebuilt_scene(
     rig: Rig,
     tracks: Tracks,
     doubt: Float64[Tensor, "view 2"],
-    *,
-    remapped: bool = False,
 ) -> tuple[Scene, float]:
     """Return the scene with the cameras of `rig`, and depth maps bent to the points of tracks.
 
     Also returned is how far the depth maps still are from points that their bending (`bend_depth`)
     has not seen: the median over the views of the median relative difference. `doubt` is the
-    uncertainty of each camera of `rig` (rotation in degrees, centre), for the verdicts. `remapped`
-    says that the old cameras were far off: then so are those that no track holds, and their
-    verdicts say how far.
+    uncertainty of each camera of `rig` (rotation in degrees, centre), for the verdicts. Those of
+    views that no track holds say no less than how far off the others were.
 
     The first fixed view, else the first view, keeps its camera's place and the scale of its depth;
     two fixed views or more keep their places alone. Views without tracks keep their place among the
@@ -75,7 +72,7 @@ def rebuilt_scene(
         cam2world=new.to(scene.cam2world),
         intrinsics=intrinsics.to(scene.intrinsics),
         depth=depth,
-        verdicts=_verdicts(scene, (rig.cam2world, new), held, doubt, remapped=remapped),
+        verdicts=_verdicts(scene, problem, (rig.cam2world, new), held, doubt),
     )
     return better, depth_error
 
@@ -100,15 +97,15 @@ def _bent_depth(
 
 def _verdicts(
     scene: Scene,
+    problem: Problem,
     rig_and_new: tuple[Float64[Tensor, "view 4 4"], Float64[Tensor, "view 4 4"]],
     held: Bool[Tensor, " view"],
     doubt: Float64[Tensor, "view 2"],
-    *,
-    remapped: bool,
 ) -> tuple[Verdict, ...]:
     """Return the verdicts with the uncertainty of the cameras that tracks hold.
 
-    After a remapping the others are as uncertain as the held ones turned out to have been wrong.
+    The others are at least as uncertain as the held ones turned out to have been wrong, but for
+    those whose place is fixed.
     """
     (rig, new), old = (some[held] for some in rig_and_new), scene.cam2world[held].double().cpu()
     spread = (float((some[:, :3, 3] - some[:, :3, 3].mean(0)).norm()) for some in (rig, new))
@@ -125,8 +122,9 @@ def _verdicts(
         rotation_deg, position = verdict.rotation_uncertainty_deg, verdict.position_uncertainty
         if held[n]:
             rotation_deg, position = float(doubt[n, 0]), growth * float(doubt[n, 1])
-        elif remapped:
-            rotation_deg, position = wrong_deg, wrong
+        elif not problem.constant_pose[n]:
+            rotation_deg = max(wrong_deg, rotation_deg)  # in this order, where one is nan the other
+            position = max(wrong, position)
         verdicts.append(
             replace(verdict, rotation_uncertainty_deg=rotation_deg, position_uncertainty=position)
         )

@@ -33,6 +33,8 @@ FOCAL_RANGE = (0.3 * UNIT, 6.0 * UNIT)
 """What a lens can be: 118 to 10 degrees."""
 LOSS_SCALE = 1.0
 """Where Cauchy's loss bends, in thousandths: the noise of good features."""
+INDEPENDENT = 0.1
+"""Share of the observations whose errors are: a lens bends those of a region alike."""
 _SPREAD = {"exif": 0.05, "estimated": 0.2}
 """Standard deviation of the logarithm of a focal length, by where it comes from."""
 _CENTRE_SPREAD = 7.0

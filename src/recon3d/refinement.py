@@ -5,9 +5,8 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
-import torch
+import numpy as np
 
 from recon3d.adopt import strays_alone, with_strays, without_unplaced
 from recon3d.align_samples import Cameras
@@ -16,16 +15,17 @@ from recon3d.bundle_check import RefineReport
 from recon3d.config import CamerasAre, RunConfig
 from recon3d.errors import DisconnectedError
 from recon3d.features import RgbOf
-from recon3d.geometry import rotation_angle
 from recon3d.known_cameras import is_exact
 from recon3d.matches import Matches, renumber
+from recon3d.metrics import relative_pose_errors
 from recon3d.progress import Track, silent
 from recon3d.types import LeftOut, PairPrediction, Scene, View
 
 logger = logging.getLogger(__name__)
 
-_OFF_DEG = 10.0
-"""Error of the network's relative rotations that makes its other cameras worthless."""
+_TURNED_DEG, _ASIDE_DEG = 10.0, 20.0
+"""Errors of the network's relative rotations, and of the directions between its cameras, that make
+its other cameras worthless."""
 REFINED_BY_ITSELF = 200
 """Most photos whose cameras are refined without being asked for: features take time."""
 
@@ -138,8 +138,8 @@ def without_doubtful(
 ) -> Scene:
     """Return the refined scene without views that a network holds which was wrong about others.
 
-    Image features tell how far off it was: where the relative rotations of the refined views
-    changed by more than `_OFF_DEG` in the middle, those of the others are no better.
+    Image features tell how far off it was: where the relative poses of the refined views changed
+    by more than `_TURNED_DEG` or `_ASIDE_DEG` in the middle, those of the others are no better.
 
     Args:
         before: the scene that was refined.
@@ -150,19 +150,19 @@ def without_doubtful(
     held = [n for n, view in enumerate(after.views) if view.name in report.refined]
     if not report.improved or len(held) == len(after.views) or has_poses(material):
         return after
-    old = {view.name: before.cam2world[n, :3, :3] for n, view in enumerate(before.views)}
-    known = [n for n in held if after.views[n].name in old]
-    turns = [
-        rotation_angle(
-            (old[after.views[i].name].mT @ old[after.views[j].name]).mT
-            @ (after.cam2world[i, :3, :3].mT @ after.cam2world[j, :3, :3])
-        )
-        for i, j in combinations(known, 2)
-    ]
-    off_deg = float(torch.rad2deg(torch.stack(turns).median())) if turns else 0.0
-    if off_deg < _OFF_DEG:
+    place = {view.name: n for n, view in enumerate(before.views)}
+    known = [n for n in held if after.views[n].name in place]
+    if len(known) < 2:
         return after
-    reason = f"image features do not place it; where they do the network is {off_deg:.0f} deg off"
+    old = before.cam2world[[place[after.views[n].name] for n in known]]
+    off = relative_pose_errors(old.numpy(force=True), after.cam2world[known].numpy(force=True))
+    turned_deg, aside_deg = (float(np.median(e)) for e in (off.rotation_deg, off.direction_deg))
+    if turned_deg < _TURNED_DEG and aside_deg < _ASIDE_DEG:
+        return after
+    reason = (
+        "image features do not place it; where they do the network is "
+        f"{max(turned_deg, aside_deg):.0f} deg off"
+    )
     left_out = tuple(
         LeftOut(name=view.name, reason=reason)
         for view in after.views

@@ -1,0 +1,67 @@
+"""Which view the others contradict: what it shares with two of them or more is not where they say.
+
+Two views always fit some epipolar geometry, of towers that look alike, too, or of rows of equal
+windows. A third view of the same point leaves no such freedom: where points that others agree on do
+not fit the view, its matches show other things than it seems.
+
+Source: Zach et al., Disambiguating visual relations using loop constraints, CVPR 2010 (the idea:
+what is inferred from some views must be found in the others).
+"""
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from recon3d.bundle_check import FITS
+from recon3d.bundle_solve import UNIT, Fit, Problem, Rig, fit_tracks
+from recon3d.tracks import Tracks, ray_angle, select_observations
+
+_LEAST_COMMON = 20  # points that a view and two others or more share; fewer do not judge it
+_LEAST_FITTING = 0.55  # share of them that must fit
+_AGREE = 1.5  # thousandths that others may be off from a point on which they agree ...
+_LEAST_ANGLE_DEG = 0.5  # ... and the angle at which their rays meet
+
+
+def contradicted_view(problem: Problem, rig: Rig, tracks: Tracks) -> int | None:
+    """Return the view that is to go where some contradict each other, None where none do.
+
+    Of those that see most of what does not fit, it is the one of which the fewest observations do.
+    """
+    fit = fit_tracks(problem, rig, tracks)
+    bound = FITS * problem.config.max_error * UNIT
+    fits = _worst(tracks, fit) < bound
+    odd, least = None, _LEAST_FITTING
+    for view in tracks.view.unique().tolist():
+        common = _agreed_without(view, problem, rig, tracks)
+        share = float(fits[common].double().mean()) if len(common) >= _LEAST_COMMON else 1.0
+        if share < least:
+            odd, least = common[~fits[common]], share
+    if odd is None:
+        return None
+    n_views = len(rig.focal)
+    n_fitting = torch.bincount(tracks.view[fit.error < bound], minlength=n_views)
+    n_odd = torch.bincount(tracks.view[torch.isin(tracks.track, odd)], minlength=n_views)
+    party = (2 * n_odd >= len(odd)).nonzero().flatten()
+    return int(party[n_fitting[party].argmin()])
+
+
+def _agreed_without(
+    view: int, problem: Problem, rig: Rig, tracks: Tracks
+) -> Int64[Tensor, " common"]:
+    """Return the tracks of the view on whose points two other views or more agree."""
+    others = tracks.view != view
+    seen = torch.zeros(tracks.n_tracks, dtype=torch.bool)
+    seen[tracks.track[~others]] = True
+    kept = others & seen[tracks.track]
+    count = torch.bincount(tracks.track[kept], minlength=tracks.n_tracks)
+    number = (count >= 2).nonzero().flatten()
+    rest = select_observations(tracks, kept)
+    fit = fit_tracks(problem, rig, rest)
+    angle = ray_angle(fit.points, rig.cam2world[rest.view, :3, 3], rest.track)
+    return number[(_worst(rest, fit) < _AGREE) & (torch.rad2deg(angle) > _LEAST_ANGLE_DEG)]
+
+
+def _worst(tracks: Tracks, fit: Fit) -> Float64[Tensor, " track"]:
+    """Return the largest error of each track."""
+    worst = torch.zeros(tracks.n_tracks, dtype=torch.float64)
+    return worst.scatter_reduce_(0, tracks.track, fit.error, "amax")

@@ -1,0 +1,167 @@
+"""Views that fit each other pair by pair, but not three by three."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from exact_scene import errors, exact_scene
+from recon3d import bundle_evidence
+from recon3d.bundle import refine_scene
+from recon3d.bundle_conflict import contradicted_view
+from recon3d.bundle_solve import Problem, Rig
+from recon3d.config import RefineConfig
+from recon3d.geometry import invert_rigid, look_at, so3_exp, transform_points
+from recon3d.matches import Matches
+from recon3d.tracks import Tracks, select_observations
+from recon3d.types import Scene, Verdict
+
+N_VIEWS, N_POINTS = 4, 120
+
+
+def rig() -> Rig:
+    angle = torch.linspace(0, 0.9, N_VIEWS).double()
+    centre = torch.stack((5 * angle.sin(), 0.3 * angle, 5 - 5 * angle.cos()), -1)
+    target = torch.tensor([0.0, 0, 5]).double().expand(N_VIEWS, 3)
+    up = torch.tensor([0.0, -1, 0]).double()
+    return Rig(cam2world=look_at(centre, target, up), focal=torch.full((N_VIEWS,), 900.0).double())
+
+
+def problem() -> Problem:
+    none = torch.zeros(N_VIEWS, dtype=torch.bool)
+    return Problem(
+        unit=torch.ones(N_VIEWS, 2).double(),
+        centre=torch.zeros(N_VIEWS, 2).double(),
+        likely_focal=torch.full((N_VIEWS,), 900.0).double(),
+        focal_spread=torch.ones(N_VIEWS).double(),
+        centre_spread=torch.zeros(N_VIEWS).double(),
+        constant_focal=none,
+        constant_pose=none,
+        config=RefineConfig(),
+    )
+
+
+def observed(wrong: Sequence[int] = (), share: float = 0.7) -> Tracks:
+    """Return all points in all views; in the `wrong` ones a share of them is somewhere else."""
+    generator = torch.Generator().manual_seed(3)
+    points = torch.randn(N_POINTS, 3, generator=generator).double() + torch.tensor([0.0, 0, 5])
+    in_cam = transform_points(invert_rigid(rig().cam2world), points.expand(N_VIEWS, -1, -1))
+    pixels = 900 * in_cam[..., :2] / in_cam[..., 2:]
+    pixels = pixels + 0.2 * torch.randn(pixels.shape, generator=generator).double()
+    for n in wrong:
+        pixels[n, : int(share * N_POINTS)] += 60
+    return Tracks(
+        track=torch.arange(N_POINTS).repeat_interleave(N_VIEWS),
+        view=torch.arange(N_VIEWS).repeat(N_POINTS),
+        pixels=pixels.transpose(0, 1).reshape(-1, 2).contiguous(),
+        n_tracks=N_POINTS,
+    )
+
+
+def test_views_that_agree_are_left_alone() -> None:
+    assert contradicted_view(problem(), rig(), observed()) is None
+    assert contradicted_view(problem(), rig(), observed([2], share=0.3)) is None
+
+
+@pytest.mark.parametrize("wrong", range(N_VIEWS))
+def test_the_view_that_shows_other_things_is_named(wrong: int) -> None:
+    assert contradicted_view(problem(), rig(), observed([wrong])) == wrong
+
+
+def test_points_of_two_views_alone_judge_nothing() -> None:
+    tracks = observed([3])
+    seen_by_two = (tracks.view >= 2) | (tracks.track >= 15)
+    seen_by_two &= (tracks.track < 15) | (tracks.view < 3)
+    assert contradicted_view(problem(), rig(), select_observations(tracks, seen_by_two)) is None
+
+
+def test_of_three_views_that_quarrel_the_one_with_the_fewest_matches_goes() -> None:
+    """Which of the three is wrong their common points do not tell; the others do."""
+    tracks = observed([2])
+    kept = (tracks.view < 2) | ((tracks.view == 2) & (tracks.track < 100))
+    assert contradicted_view(problem(), rig(), select_observations(tracks, kept)) == 2
+
+
+def test_a_view_that_each_other_places_elsewhere_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last view matches every other, each by an exact geometry, but each by another."""
+    pytest.importorskip("pycolmap", reason="needs the extra colmap")
+    truth = exact_scene(5, shapes=((96, 128),))
+    generator = torch.Generator().manual_seed(0)
+    points = torch.cat(
+        [
+            transform_points(truth.cam2world[n], truth.pointmap(n).reshape(-1, 3))[
+                torch.randperm(truth.depth[n].numel(), generator=generator)[:150]
+            ]
+            for n in range(4)
+        ]
+    )
+
+    def pixels(n: int, cam2world: Tensor) -> tuple[Tensor, Tensor]:
+        in_cam = transform_points(invert_rigid(cam2world), points)
+        image = in_cam @ truth.intrinsics(n).double().mT
+        image = image[:, :2] / image[:, 2:]
+        inside = (image > 0).all(1) & (image < torch.tensor([128, 96])).all(1)
+        return image, inside & (in_cam[:, 2] > 0)
+
+    found = []
+    for j in range(1, 5):
+        for i in range(j):
+            place = truth.cam2world[j].double().clone()
+            if j == 4:
+                turn = torch.tensor([0.0, 0.12 * (i - 1.5), 0.0]).double()
+                place[:3, :3] = place[:3, :3] @ so3_exp(turn)
+                place[:3, 3] += (i - 1.5) * torch.tensor([0.0, 0.5, 0.0]).double()
+            (at_i, in_i), (at_j, in_j) = pixels(i, truth.cam2world[i].double()), pixels(j, place)
+            both = in_i & in_j
+            one = Matches(
+                i=i,
+                j=j,
+                pixels_i=at_i[both].float(),
+                pixels_j=at_j[both].float(),
+                # which pair a track takes its pixel of the last view from is chance
+                confidence=torch.rand(int(both.sum()), generator=generator),
+            )
+            found.append(one)
+    monkeypatch.setattr(bundle_evidence, "_matches_anywhere", lambda *_: found)
+    monkeypatch.setattr(bundle_evidence, "sharpen_matches", lambda *_, **__: found)
+    monkeypatch.setattr(bundle_evidence, "match_far_apart", lambda *_, **__: [])
+    cam2world = truth.cam2world.clone()
+    cam2world[:, :3, :3] = cam2world[:, :3, :3] @ so3_exp(
+        0.3 * torch.randn(5, 3, generator=generator).double()
+    )
+    verdict = Verdict(
+        residual=0.1,
+        edges=3,
+        rotation_uncertainty_deg=1.0,
+        focal_source="estimated",
+        position_uncertainty=0.01,
+    )
+    scene = Scene(
+        views=truth.views,
+        cam2world=cam2world.float(),
+        intrinsics=torch.stack([truth.intrinsics(n) for n in range(5)]).float(),
+        depth=tuple(d.float() for d in truth.depth),
+        confidence=tuple(torch.ones(d.shape) for d in truth.depth),
+        verdicts=(verdict,) * 5,
+    )
+    caplog.set_level("INFO")
+    grey = np.full((96, 128, 3), 90, np.uint8)
+    better, report = refine_scene(scene, found, RefineConfig(), rgb_of=lambda _: grey)
+    assert report.improved
+    assert report.refined == tuple(view.name for view in truth.views[:4])
+    assert f"others contradict what {truth.views[4].name} shows" in caplog.text
+    first = replace(
+        better,
+        views=better.views[:4],
+        cam2world=better.cam2world[:4],
+        intrinsics=better.intrinsics[:4],
+        depth=better.depth[:4],
+        confidence=better.confidence[:4],
+        verdicts=better.verdicts[:4],
+    )
+    assert errors(first, truth, range(4))["rotation_deg"] < 0.2
