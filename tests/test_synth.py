@@ -24,6 +24,7 @@ from recon3d.synth.cameras import CameraRanges, clear_of_solids, sample_cameras
 from recon3d.synth.draw import Draw
 from recon3d.synth.families import KINDS, SHARES, draw_kinds, sample_worlds
 from recon3d.synth.folder import covisibility
+from recon3d.synth.materials import repainted
 from recon3d.synth.render import camera_rays, render, render_depth
 from recon3d.synth.sensor import compressed, photograph
 from recon3d.synth.shapes import SHAPES, solids
@@ -350,6 +351,27 @@ def test_the_same_seed_gives_the_same_scene(atlas: Atlas) -> None:
         for field in fields(one):
             assert torch.equal(getattr(one, field.name), getattr(two, field.name)), field.name
     assert all(torch.equal(a, b) for a, b in zip(pairs[0][1], pairs[1][1], strict=True))
+
+
+def test_scenes_are_repainted_surface_by_surface(atlas: Atlas) -> None:
+    world, _ = sample_worlds(ALL_KINDS.repeat(6), atlas, generator(6))
+    photos = replace(atlas, of_program={**atlas.of_program, "photo": (20, 28)})
+    painted = repainted(world.materials, photos, 0.5, Draw(generator(1)))
+    for field in fields(painted):
+        if field.name != "texture":
+            one, two = (getattr(some, field.name) for some in (painted, world.materials))
+            assert torch.equal(one, two), field.name
+    before, after = world.materials.texture, painted.texture
+    changed = (before != after).flatten(1).float().mean(1)
+    assert 0.3 < float((changed > 0).float().mean()) < 0.7
+    chosen = changed > 0
+    assert float(changed[chosen].min()) > 0.5
+    share = ((after[chosen] >= 20) & (after[chosen] < 28)).float().mean()
+    assert float(share) == pytest.approx(0.5 + 0.5 * 8 / 28, abs=0.1)
+    scene = int(chosen.nonzero()[0])
+    for texture in before[scene].unique():  # what looked alike still does
+        assert len(after[scene][before[scene] == texture].unique()) == 1
+    assert torch.equal(repainted(world.materials, photos, 0.0, Draw(generator())).texture, before)
 
 
 def test_textures_are_varied_and_atlas_halves(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from recon3d.synth.assembly import Vantage
 from recon3d.synth.cameras import CameraRanges, sample_cameras
 from recon3d.synth.draw import Draw
 from recon3d.synth.families import draw_kinds, sample_worlds
+from recon3d.synth.materials import repainted
 from recon3d.synth.render import render
 from recon3d.synth.sensor import photograph
 from recon3d.synth.textures import make_atlas
@@ -22,6 +23,7 @@ from recon3d.synth.world import World, pick, to_device
 
 ASPECTS = (3 / 4, 3 / 4, 2 / 3, 1.0, 9 / 16, 2 / 5)
 _RENDERINGS_PER_ATLAS = 2000
+_REPAINTED = 0.4  # share of the scenes in which anything may look like anything
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,7 +135,8 @@ class Source:
             if kinds is None:
                 kinds = draw_kinds(config.scenes_per_step, Draw(generator))
             world, vantage = sample_worlds(kinds, self.atlas, generator)
-        world = to_device(world, self.device)
+        looks = repainted(world.materials, self.atlas, _REPAINTED, Draw(generator))
+        world = to_device(replace(world, materials=looks), self.device)
         with torch.no_grad():
             cam2world, intrinsics = sample_cameras(
                 world,

@@ -18,6 +18,7 @@ from recon3d.tracks import Tracks, ray_angle, select_observations
 
 _LEAST_COMMON = 20  # points that a view and two others or more share; fewer do not judge it
 _LEAST_FITTING = 0.55  # share of them that must fit
+_WEAK = 0.6  # of the observations of others that fit, what the one that is to go has at most
 _AGREE = 1.5  # thousandths that others may be off from a point on which they agree ...
 _LEAST_ANGLE_DEG = 0.5  # ... and the angle at which their rays meet
 
@@ -25,24 +26,32 @@ _LEAST_ANGLE_DEG = 0.5  # ... and the angle at which their rays meet
 def contradicted_view(problem: Problem, rig: Rig, tracks: Tracks) -> int | None:
     """Return the view that is to go where some contradict each other, None where none do.
 
-    Of those that see most of what does not fit, it is the one of which the fewest observations do.
+    Of those that see most of what does not fit, it is the one of which the fewest observations do,
+    clearly fewer than of the others: a pattern that repeats can spoil what three views share where
+    each two of them share enough.
     """
     fit = fit_tracks(problem, rig, tracks)
     bound = FITS * problem.config.max_error * UNIT
     fits = _worst(tracks, fit) < bound
-    odd, least = None, _LEAST_FITTING
+    odd, named, least = None, 0, _LEAST_FITTING
     for view in tracks.view.unique().tolist():
         common = _agreed_without(view, problem, rig, tracks)
         share = float(fits[common].double().mean()) if len(common) >= _LEAST_COMMON else 1.0
         if share < least:
-            odd, least = common[~fits[common]], share
+            odd, named, least = common[~fits[common]], view, share
     if odd is None:
         return None
     n_views = len(rig.focal)
-    n_fitting = torch.bincount(tracks.view[fit.error < bound], minlength=n_views)
-    n_odd = torch.bincount(tracks.view[torch.isin(tracks.track, odd)], minlength=n_views)
+    is_odd = torch.isin(tracks.track, odd)
+    # the others do agree on those, without the view that is named
+    good = (fit.error < bound) | (is_odd & (tracks.view != named))
+    n_good = torch.bincount(tracks.view[good], minlength=n_views)
+    n_odd = torch.bincount(tracks.view[is_odd], minlength=n_views)
     party = (2 * n_odd >= len(odd)).nonzero().flatten()
-    return int(party[n_fitting[party].argmin()])
+    weakest = int(party[n_good[party].argmin()])
+    others = tracks.view.unique()
+    usual = float(n_good[others[others != weakest]].double().median())
+    return weakest if n_good[weakest] < _WEAK * usual else None
 
 
 def _agreed_without(

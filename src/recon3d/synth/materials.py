@@ -1,6 +1,6 @@
 """Materials by role: what walls, wood, foliage, metal and so on look like, drawn at random."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -174,3 +174,19 @@ def draw_materials(role: Int[Tensor, "scene surface"], atlas: Atlas, draw: Draw)
         recess=torch.where(draw.uniform(n, k) < recessed, drawn["recess"], 0.0),
         glass=(draw.uniform(n, k) < glass).float(),
     )
+
+
+def repainted(materials: Materials, atlas: Atlas, share: float, draw: Draw) -> Materials:
+    """Return the materials with other textures in a share of the scenes, half of them photographs.
+
+    Every texture of such a scene gives way to one drawn from all, whatever it is on, so that no
+    network can rely on what floors and walls look like (Tobin et al., Domain randomization, 2017).
+    """
+    n, total = len(materials.texture), len(atlas.texels)
+    first, last = atlas.of_program["photo"]
+    number, kind = draw.uniform(n, total), draw.uniform(n, total)
+    photo, anything = first + number * (last - first), number * total
+    new = torch.where(kind < 0.5, photo, anything).long().clamp_max(total - 1)
+    painted = new.gather(1, materials.texture.flatten(1)).view_as(materials.texture)
+    chosen = draw.chance(n, 1, 1, share=share)
+    return replace(materials, texture=torch.where(chosen, painted, materials.texture))
