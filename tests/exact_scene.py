@@ -12,11 +12,12 @@ from recon3d.geometry import (
     invert_rigid,
     look_at,
     rotation_angle,
+    so3_exp,
     transform_points,
     umeyama,
     unproject,
 )
-from recon3d.types import PairPrediction, Scene, View
+from recon3d.types import PairPrediction, Scene, Verdict, View
 
 SHAPES = ((48, 64), (64, 48), (48, 48), (32, 64))
 _ROOM = torch.tensor([3.0, 1.6, 3.0], dtype=torch.float64)
@@ -117,6 +118,40 @@ def blank_view(name: str, size: tuple[int, int], focal_px: float | None = None) 
         photo_width=2 * width,
         photo_height=2 * height,
         focal_px=focal_px,
+    )
+
+
+def start_scene(
+    scene: ExactScene, *, turned_deg: float = 40.0, focal_source: str = "estimated"
+) -> Scene:
+    """Return the scene with every camera turned by that angle about an axis of its own."""
+    n_views = len(scene.views)
+    generator = torch.Generator().manual_seed(5)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).double()
+
+    axis = torch.nn.functional.normalize(noise(n_views, 3), dim=-1)
+    cam2world = scene.cam2world.clone()
+    cam2world[:, :3, :3] = so3_exp(np.deg2rad(turned_deg) * axis) @ cam2world[:, :3, :3]
+    cam2world[:, :3, 3] += turned_deg / 80 * noise(n_views, 3)
+    intrinsics = torch.stack([scene.intrinsics(n) for n in range(n_views)])
+    if focal_source != "given":
+        intrinsics[:, [0, 1], [0, 1]] *= (turned_deg / 260 * noise(n_views, 1)).exp()
+    verdict = Verdict(
+        residual=0.1,
+        edges=3,
+        rotation_uncertainty_deg=1.0,
+        focal_source=focal_source,
+        position_uncertainty=0.01,
+    )
+    return Scene(
+        views=scene.views,
+        cam2world=cam2world.float(),
+        intrinsics=intrinsics.float(),
+        depth=tuple((d * (0.2 * noise()).exp()).float() for d in scene.depth),
+        confidence=tuple(2 * torch.ones(d.shape) for d in scene.depth),
+        verdicts=(verdict,) * n_views,
     )
 
 

@@ -9,6 +9,7 @@ from recon3d.bundle_check import RefineReport, fitting, held_out, is_sure, judge
 from recon3d.bundle_solve import Problem, Rig
 from recon3d.config import RefineConfig
 from recon3d.tracks import Tracks, select_observations
+from seen_tracks import open_problem, tracks_of
 
 N_VIEWS, N_POINTS = 3, 200
 REPORT = RefineReport(improved=False, reason="", sharp_pairs=0, n_tracks=N_POINTS)
@@ -32,17 +33,7 @@ def spoilt(size: float) -> Rig:
 
 
 def problem() -> Problem:
-    none = torch.zeros(N_VIEWS, dtype=torch.bool)
-    return Problem(
-        unit=torch.ones(N_VIEWS, 2).double(),
-        centre=torch.zeros(N_VIEWS, 2).double(),
-        likely_focal=torch.full((N_VIEWS,), 900.0).double(),
-        focal_spread=torch.ones(N_VIEWS).double(),
-        centre_spread=torch.zeros(N_VIEWS).double(),
-        constant_focal=none,
-        constant_pose=none,
-        config=RefineConfig(),
-    )
+    return open_problem(N_VIEWS)
 
 
 def observed(noise: float = 0.3) -> Tracks:
@@ -51,12 +42,7 @@ def observed(noise: float = 0.3) -> Tracks:
     in_cam = points - rig().cam2world[:, None, :3, 3]
     pixels = 900 * in_cam[..., :2] / in_cam[..., 2:]
     pixels = pixels + noise * torch.randn(pixels.shape, generator=generator).double()
-    return Tracks(
-        track=torch.arange(N_POINTS).repeat_interleave(N_VIEWS),
-        view=torch.arange(N_VIEWS).repeat(N_POINTS),
-        pixels=pixels.transpose(0, 1).reshape(-1, 2).contiguous(),
-        n_tracks=N_POINTS,
-    )
+    return tracks_of(pixels)
 
 
 def test_better_cameras_pass_and_worse_do_not() -> None:

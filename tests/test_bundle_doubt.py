@@ -12,6 +12,7 @@ from recon3d.bundle_solve import Problem, Rig, adjust
 from recon3d.config import RefineConfig
 from recon3d.geometry import invert_rigid, look_at, so3_exp, transform_points
 from recon3d.tracks import Tracks
+from seen_tracks import open_problem, tracks_of
 
 N_VIEWS, N_POINTS = 5, 60
 DISTANCE = 4.0  # of the points, about
@@ -21,13 +22,9 @@ BEND = 0.01  # deviation of the radial distortion
 def problem(
     *, fixed: tuple[int, ...] = (), config: RefineConfig | None = None, off_centre: float = 0.0
 ) -> Problem:
-    return Problem(
-        unit=torch.ones(N_VIEWS, 2).double(),
-        centre=torch.zeros(N_VIEWS, 2).double(),
-        likely_focal=torch.full((N_VIEWS,), 900.0).double(),
-        focal_spread=torch.ones(N_VIEWS).double(),
+    return open_problem(
+        N_VIEWS,
         centre_spread=torch.full((N_VIEWS,), off_centre).double(),
-        constant_focal=torch.zeros(N_VIEWS, dtype=torch.bool),
         constant_pose=torch.tensor([n in fixed for n in range(N_VIEWS)]),
         config=config or RefineConfig(),
     )
@@ -57,12 +54,7 @@ def observed(noise: float, seed: int, *, off_centre: float = 0.0) -> Tracks:
         bend = BEND * torch.randn(N_VIEWS, 1, 1, generator=generator).double()
         pixels = pixels * (1 + bend * (pixels / 900).square().sum(-1, keepdim=True))
     pixels = pixels + off_centre * centre
-    return Tracks(
-        track=torch.arange(N_POINTS).repeat_interleave(N_VIEWS),
-        view=torch.arange(N_VIEWS).repeat(N_POINTS),
-        pixels=pixels.transpose(0, 1).reshape(-1, 2).contiguous(),
-        n_tracks=N_POINTS,
-    )
+    return tracks_of(pixels)
 
 
 def off(rig: Rig, *, free: bool) -> Tensor:

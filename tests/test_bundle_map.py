@@ -8,9 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from exact_scene import ExactScene, errors, exact_scene, pattern
+from exact_scene import ExactScene, errors, exact_scene, pattern, start_scene
 from recon3d.bundle import refine_scene
 from recon3d.bundle_map import Mapped, map_cameras
 from recon3d.bundle_solve import problem_of
@@ -20,12 +19,11 @@ from recon3d.geometry import (
     project,
     rotation_angle,
     seen_from,
-    so3_exp,
     transform_points,
 )
 from recon3d.matches import Matches, select
 from recon3d.tracks import build_tracks
-from recon3d.types import Scene, Verdict, View
+from recon3d.types import Scene, View
 
 pytest.importorskip("pycolmap", reason="needs the extra colmap")
 
@@ -79,40 +77,6 @@ def true_matches() -> tuple[Matches, ...]:
             )
         )
     return tuple(found)
-
-
-def start_scene(
-    scene: ExactScene, *, turned_deg: float = 40.0, focal_source: str = "estimated"
-) -> Scene:
-    """Return the scene with every camera turned by that angle about an axis of its own."""
-    n_views = len(scene.views)
-    generator = torch.Generator().manual_seed(5)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).double()
-
-    axis = torch.nn.functional.normalize(noise(n_views, 3), dim=-1)
-    cam2world = scene.cam2world.clone()
-    cam2world[:, :3, :3] = so3_exp(np.deg2rad(turned_deg) * axis) @ cam2world[:, :3, :3]
-    cam2world[:, :3, 3] += turned_deg / 80 * noise(n_views, 3)
-    intrinsics = torch.stack([scene.intrinsics(n) for n in range(n_views)])
-    if focal_source != "given":
-        intrinsics[:, [0, 1], [0, 1]] *= (turned_deg / 260 * noise(n_views, 1)).exp()
-    verdict = Verdict(
-        residual=0.1,
-        edges=3,
-        rotation_uncertainty_deg=1.0,
-        focal_source=focal_source,
-        position_uncertainty=0.01,
-    )
-    return Scene(
-        views=scene.views,
-        cam2world=cam2world.float(),
-        intrinsics=intrinsics.float(),
-        depth=tuple((d * (0.2 * noise()).exp()).float() for d in scene.depth),
-        confidence=tuple(2 * torch.ones(d.shape) for d in scene.depth),
-        verdicts=(verdict,) * n_views,
-    )
 
 
 def nonsense() -> list[Matches]:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from recon3d.bundle_pair import place_pair
 from recon3d.bundle_solve import Problem, Rig, seen_by_both
-from recon3d.config import RefineConfig
 from recon3d.geometry import invert_rigid, look_at, rotation_angle, transform_points
 from recon3d.tracks import Tracks
+from seen_tracks import open_problem, tracks_of
 
 FOCAL = 900.0
 N_POINTS = 400
@@ -25,15 +25,11 @@ def true_rig() -> Rig:
 
 
 def problem(likely: float, spread: float = 0.2, *, constant: bool = False) -> Problem:
-    return Problem(
-        unit=torch.ones(2, 2).double(),
-        centre=torch.zeros(2, 2).double(),
-        likely_focal=torch.full((2,), likely).double(),
+    return open_problem(
+        2,
+        likely,
         focal_spread=torch.full((2,), spread).double(),
-        centre_spread=torch.zeros(2).double(),
         constant_focal=torch.full((2,), constant),
-        constant_pose=torch.zeros(2, dtype=torch.bool),
-        config=RefineConfig(),
     )
 
 
@@ -47,12 +43,7 @@ def tracks(*, noise: float = 0.1, wrong: int = 0, flat: bool = False) -> Tracks:
     pixels = FOCAL * in_cam[..., :2] / in_cam[..., 2:]
     pixels = pixels + noise * torch.randn(pixels.shape, generator=generator).double()
     pixels[1, :wrong] = 600 * torch.rand(wrong, 2, generator=generator).double() - 300
-    return Tracks(
-        track=torch.arange(N_POINTS).repeat_interleave(2),
-        view=torch.arange(2).repeat(N_POINTS),
-        pixels=pixels.transpose(0, 1).reshape(-1, 2).contiguous(),
-        n_tracks=N_POINTS,
-    )
+    return tracks_of(pixels)
 
 
 def off_deg(found: Rig) -> tuple[float, float]:
@@ -131,21 +122,11 @@ def test_only_tracks_that_both_views_see_are_pairs() -> None:
 
 
 def test_a_third_view_that_no_track_sees_stays() -> None:
-    three = {
-        "unit": torch.ones(3, 2).double(),
-        "centre": torch.zeros(3, 2).double(),
-        "likely_focal": torch.tensor([FOCAL, 500.0, FOCAL]).double(),
-        "focal_spread": torch.full((3,), 0.2).double(),
-        "centre_spread": torch.zeros(3).double(),
-        "constant_focal": torch.tensor([True, False, True]),
-        "constant_pose": torch.zeros(3, dtype=torch.bool),
-    }
-    start = Rig(
-        cam2world=3 * torch.eye(4).double().repeat(3, 1, 1),
-        focal=torch.tensor([FOCAL, 500.0, FOCAL]).double(),
-    )
+    focal = torch.tensor([FOCAL, 500.0, FOCAL]).double()
+    three = open_problem(3, likely_focal=focal, constant_focal=torch.tensor([True, False, True]))
+    start = Rig(cam2world=3 * torch.eye(4).double().repeat(3, 1, 1), focal=focal)
     seen = tracks(noise=0.0)
-    found = place_pair(replace(problem(FOCAL), **three), start, replace(seen, view=2 * seen.view))
+    found = place_pair(three, start, replace(seen, view=2 * seen.view))
     assert found is not None
     assert found.focal.tolist() == start.focal.tolist()
     assert torch.equal(found.cam2world[1], start.cam2world[1])

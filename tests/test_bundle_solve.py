@@ -11,6 +11,7 @@ from recon3d.config import RefineConfig
 from recon3d.geometry import invert_rigid, project, so3_exp, transform_points
 from recon3d.tracks import Tracks
 from recon3d.types import Scene, Verdict
+from seen_tracks import open_problem
 
 CONFIG = RefineConfig()
 
@@ -185,15 +186,10 @@ def row_of_cameras(turns_rad: list[float]) -> tuple[Problem, Rig]:
     cam2world[:, 0, 3] = torch.arange(n_views)
     axis = torch.tensor([0.0, 1.0, 0.0]).double()
     cam2world[:, :3, :3] = so3_exp(torch.tensor(turns_rad)[:, None].double() * axis)
-    none = torch.zeros(n_views, dtype=torch.bool)
-    problem = Problem(
-        unit=torch.ones(n_views, 2).double(),
-        centre=torch.zeros(n_views, 2).double(),
-        likely_focal=torch.full((n_views,), 1300.0).double(),
+    problem = open_problem(
+        n_views,
+        1300.0,
         focal_spread=torch.full((n_views,), 0.2).double(),
-        centre_spread=torch.zeros(n_views).double(),
-        constant_focal=none,
-        constant_pose=none,
         config=replace(CONFIG, shared_focal=True),
     )
     return problem, Rig(cam2world=cam2world, focal=torch.full((n_views,), 1000.0).double())

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from recon3d.bundle_solve import Problem, Rig
-from recon3d.config import RefineConfig
 from recon3d.geometry import invert_rigid, look_at, rotation_angle, transform_points
 from recon3d.tracks import Tracks
 from recon3d.twin_pose import Twin, find_twin, with_twin
+from seen_tracks import open_problem, tracks_of
 
 FOCAL = 800.0
 N_POINTS = 300
@@ -25,16 +25,8 @@ def rig() -> Rig:
 
 
 def problem(fixed: int | None = None, n_views: int = 2) -> Problem:
-    return Problem(
-        unit=torch.ones(n_views, 2).double(),
-        centre=torch.zeros(n_views, 2).double(),
-        likely_focal=torch.full((n_views,), FOCAL).double(),
-        focal_spread=torch.ones(n_views).double(),
-        centre_spread=torch.zeros(n_views).double(),
-        constant_focal=torch.zeros(n_views, dtype=torch.bool),
-        constant_pose=torch.tensor([n == fixed for n in range(n_views)]),
-        config=RefineConfig(),
-    )
+    pinned = torch.tensor([n == fixed for n in range(n_views)])
+    return open_problem(n_views, FOCAL, constant_pose=pinned)
 
 
 def points(*, depth: float, middle: tuple[float, float] = (0.4, -0.4)) -> Tensor:
@@ -52,13 +44,7 @@ def tracks(world: Tensor, cameras: Rig) -> Tracks:
     )
     pixels = FOCAL * in_cam[..., :2] / in_cam[..., 2:]
     noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(1)).double()
-    n_views = len(cameras.focal)
-    return Tracks(
-        track=torch.arange(N_POINTS).repeat_interleave(n_views),
-        view=torch.arange(n_views).repeat(N_POINTS),
-        pixels=(pixels + 0.2 * noise).transpose(0, 1).reshape(-1, 2).contiguous(),
-        n_tracks=N_POINTS,
-    )
+    return tracks_of(pixels + 0.2 * noise)
 
 
 def second_normal(cameras: Rig) -> tuple[Tensor, Tensor]:

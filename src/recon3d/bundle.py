@@ -44,6 +44,7 @@ from recon3d.tracks import (
     longest_tracks,
     select_observations,
     select_tracks,
+    views_seeing,
 )
 from recon3d.twin_pose import find_twin, with_twin
 from recon3d.types import Scene, View
@@ -80,11 +81,15 @@ class _Attempt:
 
 
 class _Split(NamedTuple):
-    """Tracks to use, tracks to keep aside, and a report with the reason against, if any."""
+    """Tracks to use, tracks to keep aside, and a report with the reason against, if any.
+
+    `pairs` are the pairs of views that matched: tracks are not believed to join others.
+    """
 
     used: Tracks
     aside: Tracks
     report: RefineReport
+    pairs: set[tuple[int, int]]
 
 
 def refine_scene(
@@ -209,14 +214,14 @@ def _best_attempt(
     n_heeded = len(scene.views) - len(evidence.ignored)
     best: _Attempt | None = None
 
+    def split(matches: Sequence[Matches]) -> _Split:
+        return _tracks(problem, matches, n_heeded, from_features=from_features)
+
     def near() -> _Attempt:
-        tracks = _tracks(problem, evidence.near, n_heeded, from_features=from_features)
-        return _adjusted(problem, start, tracks, track)
+        return _adjusted(problem, start, split(evidence.near), track)
 
     def remapped(matches: Sequence[Matches]) -> _Attempt | None:
-        tracks = _tracks(problem, matches, n_heeded, from_features=from_features)
-        pairs = {(one.i, one.j) for one in matches}
-        return _remapped(scene, problem, start, tracks, pairs, track)
+        return _remapped(scene, problem, start, split(matches), track)
 
     def anew() -> _Attempt | None:
         return remapped(evidence.anywhere)
@@ -262,9 +267,8 @@ def _sure_places(problem: Problem, found: _Attempt) -> Bool[Tensor, " view"] | N
 
 def _adjusted(problem: Problem, start: Rig, tracks: _Split, track: Track) -> _Attempt:
     """Return the cameras adjusted from where they are, and what the check says of them."""
-    used, aside, report = tracks
-    placed = torch.zeros(len(problem.unit), dtype=torch.bool)
-    placed[used.view] = True
+    used, aside, report, _ = tracks
+    placed = views_seeing(used, len(problem.unit))
     found = _Attempt(
         rig=start, placed=placed, used=used, aside=aside, report=report, too_few=bool(report.reason)
     )
@@ -272,19 +276,13 @@ def _adjusted(problem: Problem, start: Rig, tracks: _Split, track: Track) -> _At
 
 
 def _remapped(
-    scene: Scene,
-    problem: Problem,
-    start: Rig,
-    tracks: _Split,
-    pairs: Collection[tuple[int, int]],
-    track: Track,
+    scene: Scene, problem: Problem, start: Rig, tracks: _Split, track: Track
 ) -> _Attempt | None:
     """Return cameras placed anew and adjusted, and what the check says; None if there are none."""
-    used, aside, report = tracks
+    used, aside, report, pairs = tracks
     if report.reason:
         return None
-    held = torch.zeros(len(scene.views), dtype=torch.bool)
-    held[used.view] = True
+    held = views_seeing(used, len(scene.views))
     if report.sharp_pairs and int(held.sum()) == 2 and not bool(problem.constant_pose.any()):
         rig = place_pair(problem, start, used)
         mapped = None if rig is None else Mapped(rig=rig, placed=held)
@@ -376,7 +374,12 @@ def _tracks(
         sharp_pairs=len(matches) if from_features else 0,
         n_tracks=tracks.n_tracks,
     )
-    return _Split(select_tracks(tracks, ~aside), select_tracks(tracks, aside), report)
+    return _Split(
+        used=select_tracks(tracks, ~aside),
+        aside=select_tracks(tracks, aside),
+        report=report,
+        pairs={(one.i, one.j) for one in matches},
+    )
 
 
 def _too_few(tracks: Tracks, n_views: int, config: RefineConfig) -> str:

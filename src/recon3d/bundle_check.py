@@ -12,8 +12,7 @@ from recon3d.config import RefineConfig
 from recon3d.tracks import Tracks
 
 _MIN_SUPPORT = 0.5  # share of the tracks kept aside that must fit the new cameras
-FITS = 0.2
-"""Share of `max_error` below which an observation fits: coarser ones cannot judge."""
+_FITS = 0.2  # share of `max_error` below which an observation fits: coarser ones cannot judge
 _SURE_SUPPORT = 0.8  # share that leaves no wish for a better start
 SURE_OF_VIEW = 0.5
 """Share of the observations of a view that must fit, to leave no doubt about it."""
@@ -69,7 +68,7 @@ def judged(
     errors = [_track_errors(problem, rig, aside, bound) for rig in (before, after)]
     gain = errors[0] - errors[1]
     doubt = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
-    support = float((errors[1] < FITS * bound).double().mean())
+    support = float((errors[1] < fit_bound(problem)).double().mean())
     reason = ""
     if not support >= _MIN_SUPPORT:
         reason = f"only {100 * support:.0f} % of the tracks kept aside fit"
@@ -91,9 +90,14 @@ def is_sure(report: RefineReport) -> bool:
     return report.support >= _SURE_SUPPORT and report.weakest >= SURE_OF_VIEW
 
 
+def fit_bound(problem: Problem) -> float:
+    """Return the error, in thousandths, below which an observation fits."""
+    return _FITS * problem.config.max_error * UNIT
+
+
 def fitting(problem: Problem, rig: Rig, tracks: Tracks) -> Bool[Tensor, " observation"]:
     """Return the observations that fit the cameras, of tracks in which two or more do."""
-    fits = fit_tracks(problem, rig, tracks).error < FITS * problem.config.max_error * UNIT
+    fits = fit_tracks(problem, rig, tracks).error < fit_bound(problem)
     count = torch.zeros(tracks.n_tracks, dtype=torch.int64).index_add_(0, tracks.track, fits.long())
     return fits & (count >= 2)[tracks.track]
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from recon3d.bundle_check import FITS
-from recon3d.bundle_solve import UNIT, Fit, Problem, Rig, fit_tracks
+from recon3d.bundle_check import fit_bound
+from recon3d.bundle_solve import Fit, Problem, Rig, fit_tracks
 from recon3d.tracks import Tracks, ray_angle, select_observations
 
 _LEAST_COMMON = 20  # points that a view and two others or more share; fewer do not judge it
@@ -31,8 +31,7 @@ def contradicted_view(problem: Problem, rig: Rig, tracks: Tracks) -> int | None:
     each two of them share enough.
     """
     fit = fit_tracks(problem, rig, tracks)
-    bound = FITS * problem.config.max_error * UNIT
-    fits = _worst(tracks, fit) < bound
+    fits = _worst(tracks, fit) < fit_bound(problem)
     odd, named, least = None, 0, _LEAST_FITTING
     for view in tracks.view.unique().tolist():
         common = _agreed_without(view, problem, rig, tracks)
@@ -44,7 +43,7 @@ def contradicted_view(problem: Problem, rig: Rig, tracks: Tracks) -> int | None:
     n_views = len(rig.focal)
     is_odd = torch.isin(tracks.track, odd)
     # the others do agree on those, without the view that is named
-    good = (fit.error < bound) | (is_odd & (tracks.view != named))
+    good = (fit.error < fit_bound(problem)) | (is_odd & (tracks.view != named))
     n_good = torch.bincount(tracks.view[good], minlength=n_views)
     n_odd = torch.bincount(tracks.view[is_odd], minlength=n_views)
     party = (2 * n_odd >= len(odd)).nonzero().flatten()

@@ -53,7 +53,7 @@ class Evidence:
     @property
     def coarse(self) -> list[Matches]:
         """The network's, some of each pair."""
-        return self._heeded(_thinned(one, self._config) for one in self._matches)
+        return self._heeded(self._coarse)
 
     @property
     def near(self) -> list[Matches]:
@@ -67,6 +67,10 @@ class Evidence:
 
     def _heeded(self, matches: Iterable[Matches]) -> list[Matches]:
         return [one for one in matches if not self.ignored & {one.i, one.j}]
+
+    @cached_property
+    def _coarse(self) -> list[Matches]:
+        return [_thinned(one, self._config) for one in self._matches]
 
     @cached_property
     def _near(self) -> list[Matches]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from recon3d.bundle_solve import UNIT, Problem, Rig, depth_in_camera, fit_tracks, well_seen
 from recon3d.depth_warp import MIN_POINTS, bend_depth
 from recon3d.geometry import rotation_angle, umeyama
-from recon3d.tracks import Tracks
+from recon3d.tracks import Tracks, views_seeing
 from recon3d.types import Scene, Verdict
 
 
@@ -33,8 +33,7 @@ def rebuilt_scene(
     two fixed views or more keep their places alone. Views without tracks keep their place among the
     others.
     """
-    held = torch.zeros(len(scene.views), dtype=torch.bool)
-    held[tracks.view] = True
+    held = views_seeing(tracks, len(scene.views))
     growth, common = _depth_growth(scene, problem, rig, tracks)
     old, new = scene.cam2world.double().cpu(), rig.cam2world
     fixed = problem.constant_pose.nonzero().flatten().tolist()

@@ -58,6 +58,13 @@ def select_observations(tracks: Tracks, keep: Bool[Tensor, " observation"]) -> T
     )
 
 
+def views_seeing(tracks: Tracks, n_views: int) -> Bool[Tensor, " view"]:
+    """Return which of the views see any track."""
+    seeing = torch.zeros(n_views, dtype=torch.bool)
+    seeing[tracks.view] = True
+    return seeing
+
+
 def select_tracks(tracks: Tracks, keep: Bool[Tensor, " track"]) -> Tracks:
     """Return those tracks, numbered anew."""
     return select_observations(tracks, keep[tracks.track])
