@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from recon3d import batches, config, train, training, weights
 from recon3d.config import ModelConfig, TrainConfig
-from recon3d.errors import UsageError
+from recon3d.errors import UsageError, WeightsError
 from recon3d.geometry import unproject
 from recon3d.model import TwoViewModel, TwoViewOutput
 from recon3d.throughput import Peak
@@ -287,12 +287,6 @@ def test_another_optimiser_starts_with_moments_of_its_own(tmp_path: Path) -> Non
     assert records(tmp_path)[-1]["pairs"] >= 40
 
 
-def test_muon_needs_a_torch_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(UsageError, match=r"has no Muon. Update it to 2.9"):
-        State(TwoViewModel(TINY), replace(QUICK, optimizer=config.Optimizer.MUON))
-
-
 def test_shapes_vary_with_the_step_alone() -> None:
     shapes = [batches.shape_of_step(0, step) for step in range(200)]
     assert {aspect for aspect, _ in shapes} == set(batches.ASPECTS)
@@ -358,6 +352,18 @@ def test_start_from_weights(tmp_path: Path) -> None:
     state = load_file(tmp_path / "out" / "state.safetensors")
     for name in ("enc_blocks.0.attn.qkv.weight", "downstream_head1.proj.weight"):
         torch.testing.assert_close(state[f"weight.{name}"], begun.state_dict()[name])
+
+
+def test_the_start_has_the_size_of_its_weights(tmp_path: Path) -> None:
+    deeper = TwoViewModel(replace(TINY, enc_depth=3, head=config.HeadType.DPT))
+    weights.save(deeper, tmp_path / "deep.safetensors")
+    given = replace(QUICK, preset=None, pairs=1, init=str(tmp_path / "deep.safetensors"))
+    train.train(tmp_path / "out", given)
+    train.train(tmp_path / "out", replace(given, pairs=8, resume=True))
+    trained = weights.load(str(tmp_path / "out" / "model.safetensors")).config
+    assert (trained.enc_depth, trained.head, trained.image_size) == (3, config.HeadType.DPT, 32)
+    with pytest.raises(WeightsError, match="no start for the preset 'nano'"):
+        train.train(tmp_path / "other", replace(given, preset="nano"))
 
 
 def test_ctrl_c_leaves_what_was_learnt(tmp_path: Path) -> None:

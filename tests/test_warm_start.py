@@ -13,7 +13,7 @@ from recon3d.config import CrocoConfig, ModelConfig, PositionType
 from recon3d.croco import CrocoModel
 from recon3d.errors import WeightsError
 from recon3d.model import TwoViewModel
-from recon3d.warm_start import start_from
+from recon3d.warm_start import sizes_of, start_from
 
 FOLDER = Path(os.environ.get("RECON3D_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
 needs_fixtures = pytest.mark.skipif(
@@ -48,6 +48,16 @@ def test_start_from_a_two_view_network_takes_all(tmp_path: Path) -> None:
     model = TwoViewModel(replace(NANO, name="other"))
     start_from(model, str(tmp_path / "a.safetensors"))
     assert all(torch.equal(t, begun.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+def test_sizes_are_those_that_take_the_weights(tmp_path: Path) -> None:
+    path = croco_at(tmp_path / "croco.safetensors")
+    assert sizes_of(path) == replace(NANO, name="custom")
+    start_from(TwoViewModel(sizes_of(path)), path)
+    weights.save(TwoViewModel(NANO), tmp_path / "a.safetensors")
+    assert sizes_of(str(tmp_path / "a.safetensors")) == NANO
+    with pytest.raises(WeightsError, match="does not exist"):
+        sizes_of(str(tmp_path / "none.safetensors"))
 
 
 def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:

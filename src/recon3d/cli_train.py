@@ -41,7 +41,7 @@ from recon3d.streams import emit
 app = typer.Typer()
 
 Preset = StrEnum("Preset", list(PRESETS))  # type: ignore[misc]
-DEFAULT_PRESET = Preset(TrainConfig.preset)
+DEFAULT_PRESET = Preset(PretrainConfig.preset)
 
 FolderOption = Annotated[
     Path, typer.Option("-o", "--output", help="Folder for weights, state and log.")
@@ -263,7 +263,10 @@ def pretrain(
 @app.command()
 def train(
     output: FolderOption,
-    preset: PresetOption = DEFAULT_PRESET,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(help="Size of the network; without, that of --init, or tiny."),
+    ] = None,
     minutes: MinutesOption = TrainConfig.minutes,
     pairs: BudgetOption = TrainConfig.pairs,
     textures: TexturesOption = None,
@@ -298,7 +301,7 @@ def train(
     """Train a network on procedural scenes; leaves model.safetensors and log.jsonl in a folder."""
     check_new(output, resume, overwrite)
     config = TrainConfig(
-        preset=preset.value,
+        preset=None if preset is None else preset.value,
         minutes=minutes,
         pairs=pairs,
         textures=None if textures is None else str(textures),

@@ -379,7 +379,6 @@ class LoopConfig:
     rest.
     """
 
-    preset: str = "tiny"
     minutes: float = 30.0
     pairs: int = 1_000_000_000
     textures: str | None = None
@@ -418,9 +417,11 @@ class TrainConfig(LoopConfig):
 
     For the first `matching_share` of the budget only the encoder learns, to find true
     correspondences. `negative_share` of the pairs show two different scenes. `init` is a file of
-    weights to start from, of a two-view network or of cross-view completion.
+    weights to start from, of a two-view network or of cross-view completion; without a `preset`
+    its sizes are taken, or those of "tiny".
     """
 
+    preset: str | None = None
     init: str | None = None
     negative_share: float = 0.08
     alpha: float = 0.2
@@ -433,5 +434,6 @@ class TrainConfig(LoopConfig):
 class PretrainConfig(LoopConfig):
     """Pretraining by cross-view completion; `mask_ratio` of one view's patches are hidden."""
 
+    preset: str = "tiny"
     stages: tuple[tuple[float, int], ...] = ((0.6, 160), (1.0, 224))
     mask_ratio: float = 0.9

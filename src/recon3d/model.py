@@ -68,7 +68,8 @@ def rope_table(
     """Return cos and sin of the rotary angles of every token, (N, C).
 
     The first half of the channels turns with the patch row, the second with the column; within a
-    half, channel k is paired with channel k + C/4 (REFERENCE: RoPE-2D, "rotate half").
+    half, channel k is paired with channel k + C/4 (REFERENCE: RoPE-2D, "rotate half"). The sine is
+    that by which `rotate` multiplies the partner: negative for the first of the two.
     """
     rows, columns = grid
     quarter = head_dim // 4
@@ -84,14 +85,15 @@ def _rope_table(
     x = torch.arange(columns, device=device, dtype=torch.float32).repeat(rows)
     angle_y, angle_x = y[:, None] * frequency, x[:, None] * frequency
     angle = torch.cat((angle_y, angle_y, angle_x, angle_x), dim=-1)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    signed = torch.cat((-angle_y, angle_y, -angle_x, angle_x), dim=-1)
+    return angle.cos().to(dtype), signed.sin().to(dtype)
 
 
 def rotate(x_BHNC: Tensor, rope: Rope) -> Tensor:
     """Return queries or keys turned by their positions."""
     cos, sin = rope
     a, b, c, d = x_BHNC.chunk(4, dim=-1)
-    return x_BHNC * cos + torch.cat((-b, a, -d, c), dim=-1) * sin
+    return (x_BHNC * cos).addcmul_(torch.cat((b, a, d, c), dim=-1), sin)
 
 
 class SelfAttention(nn.Module):

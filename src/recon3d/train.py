@@ -26,7 +26,7 @@ from recon3d.model import TwoViewModel, TwoViewOutput
 from recon3d.progress import Track, silent
 from recon3d.throughput import embedding_flops, encoder_flops, two_view_flops
 from recon3d.training import Step, Task, compile_blocks, open_folder, run
-from recon3d.warm_start import start_from
+from recon3d.warm_start import sizes_of, start_from
 from recon3d.workers import join_workers
 
 NEGATIVE_ERROR = 1.0
@@ -213,13 +213,17 @@ def train(out_dir: Path, config: TrainConfig, *, track: Track = silent) -> None:
         FloatingPointError: when the loss is no longer finite.
     """
     began = time.monotonic()
-    if config.preset not in PRESETS:
+    if config.preset is None:
+        sizes = PRESETS["tiny"] if config.init is None else sizes_of(config.init)
+    elif config.preset in PRESETS:
+        sizes = PRESETS[config.preset]
+    else:
         raise UsageError(f"preset {config.preset!r} is unknown. Known: {', '.join(PRESETS)}.")
     open_folder(out_dir)
     with join_workers(config.device) as workers:
         dtype = resolve_precision(config.precision, workers.device)
         torch.manual_seed(config.seed)
-        model = TwoViewModel(replace(PRESETS[config.preset], image_size=config.stages[-1][1]))
+        model = TwoViewModel(replace(sizes, image_size=config.stages[-1][1]))
         if config.init is not None and not config.resume:
             start_from(model, config.init)
         task = PairTask(model.to(workers.device), config, dtype)

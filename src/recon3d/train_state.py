@@ -1,9 +1,4 @@
-"""What a training can be resumed from: weights, their running average, moments and counters.
-
-Muon (Jordan et al. 2024) steps along the orthogonalised momentum of a matrix, which suits what maps
-tokens to tokens: the matrices of the blocks. Its steps are as long as AdamW's at the same rate (Liu
-et al. 2025, "Muon is scalable for LLM training").
-"""
+"""What a training can be resumed from: weights, their running average, moments and counters."""
 
 import copy
 import json
@@ -16,6 +11,7 @@ from torch import Tensor, nn
 from recon3d.config import LoopConfig, Optimizer
 from recon3d.errors import UsageError
 from recon3d.files import not_writable
+from recon3d.muon import Muon
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -31,24 +27,14 @@ def optimizers_of(
 ) -> dict[Optimizer, torch.optim.Optimizer]:
     """Return what steps the parameters; matrices decay, biases and the scales of norms do not.
 
-    Raises:
-        UsageError: Muon, of a torch that has none.
+    Muon suits what maps tokens to tokens: the matrices of the blocks.
     """
     rate, decay = config.learning_rate, config.weight_decay
     chosen: dict[Optimizer, torch.optim.Optimizer] = {}
     rest = dict(named)
     if config.optimizer is Optimizer.MUON:
-        if not hasattr(torch.optim, "Muon"):
-            raise UsageError(
-                f"torch {torch.__version__} has no Muon. Update it to 2.9, or train with adamw."
-            )
         inner = [n for n, p in named.items() if "_blocks" in n and p.ndim == 2]
-        chosen[Optimizer.MUON] = torch.optim.Muon(
-            [rest.pop(n) for n in inner],
-            lr=rate,
-            weight_decay=decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        chosen[Optimizer.MUON] = Muon([rest.pop(n) for n in inner], rate, decay)
     groups = [
         {"params": [p for p in rest.values() if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in rest.values() if p.ndim <= 1], "weight_decay": 0.0},

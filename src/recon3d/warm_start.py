@@ -1,12 +1,13 @@
 """Start a training from weights: of a two-view network, or of cross-view completion."""
 
 import logging
+from dataclasses import fields
 
 from torch import Tensor
 
 from recon3d import croco_file, weights
 from recon3d.checkpoint import read_checkpoint
-from recon3d.config import CrocoConfig, PositionType
+from recon3d.config import CrocoConfig, ModelConfig, PositionType
 from recon3d.croco import to_two_view
 from recon3d.errors import WeightsError
 from recon3d.model import TwoViewModel
@@ -14,6 +15,19 @@ from recon3d.model import TwoViewModel
 logger = logging.getLogger(__name__)
 
 _HEADS = ("downstream_head1.", "downstream_head2.")
+
+
+def sizes_of(name_or_path: str) -> ModelConfig:
+    """Return the sizes of the two-view network that takes the weights of a file.
+
+    Raises:
+        WeightsError: no such file, or none of a known layout.
+    """
+    config = read_checkpoint(weights.locate(name_or_path)).config
+    if isinstance(config, ModelConfig):
+        return config
+    names = {field.name for field in fields(ModelConfig)} & {f.name for f in fields(CrocoConfig)}
+    return ModelConfig(**{name: getattr(config, name) for name in names})
 
 
 def start_from(model: TwoViewModel, name_or_path: str) -> None:
