@@ -223,6 +223,33 @@ def test_given_poses_are_fixed_by_their_number_in_the_scene(monkeypatch: pytest.
     assert seen == [[1], []]  # photo 2 is the second of the scene
 
 
+@pytest.mark.parametrize("known", [(0, 2, 3), (1,)])
+def test_a_refined_scene_is_where_the_priors_are(
+    known: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+):
+    truth = exact_scene(4)
+    scene = align(truth.predictions(), truth.views, AlignConfig())
+    turn = so3_exp(torch.tensor([0.3, -0.5, 0.2]))
+    world = scene.cam2world.clone()
+    world[:, :3, :3] = turn @ world[:, :3, :3]
+    world[:, :3, 3] = 3.0 * world[:, :3, 3] @ turn.mT + torch.tensor([5.0, -7.0, 90.0])
+    cameras = [
+        KnownCamera(intrinsics=None, cam2world=world[n]) if n in known else None for n in range(4)
+    ]
+    monkeypatch.setattr(refinement, "refine_scene", lambda given, *_, **__: (given, report()))
+    prior = RunConfig(align=AlignConfig(cameras_are=CamerasAre.PRIOR))
+    found, _ = refined(scene, material(truth, [], cameras=cameras), prior)
+    growth = 3.0 if len(known) > 1 else 1.0  # a single place tells no size
+    shift = world[known[0], :3, 3] - growth * turn @ scene.cam2world[known[0], :3, 3]
+    expected = growth * scene.cam2world[:, :3, 3] @ turn.mT + shift
+    torch.testing.assert_close(found.cam2world[:, :3, 3], expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(found.cam2world[:, :3, :3], world[:, :3, :3], atol=1e-5, rtol=0)
+    for old, new in zip(scene.depth, found.depth, strict=True):
+        torch.testing.assert_close(new, growth * old)
+    spread = [one.position_uncertainty for one in found.verdicts]
+    assert spread == pytest.approx([growth * v.position_uncertainty for v in scene.verdicts])
+
+
 def test_a_stray_has_the_depth_and_the_focal_that_the_network_gives_it_alone():
     truth = exact_scene(3)
     scene, predictions = partial(truth, 2)

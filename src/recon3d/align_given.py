@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float64
@@ -13,6 +13,7 @@ from recon3d.align_samples import TINY, Cameras
 from recon3d.align_solve import Anchors
 from recon3d.config import AlignConfig, CamerasAre
 from recon3d.geometry import compose, similarity, umeyama
+from recon3d.types import Scene
 
 _PRIOR_ROTATION_RAD = math.radians(1.0)
 _PRIOR_CENTRE = 0.01
@@ -58,12 +59,8 @@ def start(
         anchors = Anchors(locked=locked, fixed=no, prior=no, cam2world=unit2world)
         return Start(unit2world=unit2world, anchors=anchors, pivot=None, unit=None)
     known = sorted(poses)
-    given = torch.stack([poses[n] for n in known])
-    pivot = given[:, :3, 3].mean(0)
-    given[:, :3, 3] -= pivot  # near the origin, where turning about it does little harm
-    spread = float(given[:, :3, 3].norm(dim=-1).mean())
-    sized = spread > 1e-9 * (1 + float(pivot.norm()))
-    given[:, :3, 3] /= spread if sized else 1.0
+    given, pivot, spread = _centred(torch.stack([poses[n] for n in known]))
+    sized = spread is not None
     unit2world = compose(_world2given(unit2world[known], given, sized), unit2world)
     target = torch.zeros_like(unit2world)
     target[known] = given
@@ -87,9 +84,48 @@ def start(
         centre_sigma=_PRIOR_CENTRE,
         strength=float(config.samples_per_edge),
     )
-    return Start(
-        unit2world=unit2world, anchors=anchors, pivot=pivot, unit=spread if sized else None
+    return Start(unit2world=unit2world, anchors=anchors, pivot=pivot, unit=spread)
+
+
+def brought_to(scene: Scene, given: Float64[Tensor, "known 4 4"], known: Sequence[int]) -> Scene:
+    """Return the scene as a whole where its views `known` are nearest to their given poses.
+
+    One pose, or several in one place, give the world but no scale.
+    """
+    unit, pivot, spread = _centred(given.clone())
+    old = scene.cam2world.double().cpu()
+    small = _world2given(old[list(known)], unit, spread is not None)
+    length = torch.tensor(1.0 if spread is None else spread, dtype=torch.float64)
+    moved = compose(similarity(length, torch.eye(3, dtype=torch.float64), pivot), small)
+    growth = float(similarity_scale(moved))
+    new = compose(moved, old)
+    new[:, :3, :3] = rotation_of(new)
+    return replace(
+        scene,
+        cam2world=new.to(scene.cam2world),
+        depth=tuple(depth * growth for depth in scene.depth),
+        verdicts=tuple(
+            replace(one, position_uncertainty=one.position_uncertainty * growth)
+            for one in scene.verdicts
+        ),
     )
+
+
+def _centred(
+    given: Float64[Tensor, "known 4 4"],
+) -> tuple[Float64[Tensor, "known 4 4"], Float64[Tensor, "3"], float | None]:
+    """Return poses about the mean of their centres, that mean, and how far they spread from it.
+
+    The poses are changed in place. They spread by 1 then; where all centres are one, the spread is
+    None and they keep their size.
+    """
+    pivot = given[:, :3, 3].mean(0)
+    given[:, :3, 3] -= pivot  # near the origin, where turning about it does little harm
+    spread = float(given[:, :3, 3].norm(dim=-1).mean())
+    if spread <= 1e-9 * (1 + float(pivot.norm())):
+        return given, pivot, None
+    given[:, :3, 3] /= spread
+    return given, pivot, spread
 
 
 def _world2given(

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from recon3d.adopt import strays_alone, with_strays, without_unplaced
+from recon3d.align_given import brought_to
 from recon3d.align_samples import Cameras
 from recon3d.bundle import refine_scene
 from recon3d.bundle_check import RefineReport
@@ -76,29 +78,36 @@ def exact_views(
 def refined(
     scene: Scene, material: Material, config: RunConfig, *, track: Track = silent
 ) -> tuple[Scene, RefineReport]:
-    """Return the scene after a bundle adjustment, the same where that does not improve it."""
+    """Return the scene after a bundle adjustment, the same where that does not improve it.
+
+    Poses that are priors are where it starts, and the world that the result is brought back to.
+    """
     number = {view.name: n for n, view in enumerate(material.views)}
     members = [number[view.name] for view in scene.views]
-    fixed = [
-        k
+    poses = {
+        k: camera.cam2world.double().cpu()
         for k, n in enumerate(members)
         if material.cameras
-        and config.align.cameras_are is CamerasAre.FIXED
         and (camera := material.cameras[n]) is not None
         and camera.cam2world is not None
-    ]
+    }
+    are_fixed = config.align.cameras_are is CamerasAre.FIXED
     new = {n: k for k, n in enumerate(members)}
     bundle = (
         replace(config.bundle, shared_focal=True) if config.align.shared_focal else config.bundle
     )
-    return refine_scene(
+    better, report = refine_scene(
         scene,
         renumber(material.matches, new),
         bundle,
         rgb_of=material.rgb_of,
-        fixed=fixed,
+        fixed=list(poses) if are_fixed else [],
         track=track,
     )
+    if report.improved and poses and not are_fixed:
+        # the adjustment knows nothing of priors, nor of the size of the world that they span
+        better = brought_to(better, torch.stack(list(poses.values())), list(poses))
+    return better, report
 
 
 def from_features_alone(
