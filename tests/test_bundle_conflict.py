@@ -1,6 +1,8 @@
 """Views that fit each other pair by pair, but not three by three."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +10,13 @@ import torch
 from torch import Tensor
 
 from exact_scene import exact_scene, start_scene
-from recon3d import bundle_evidence
+from recon3d import bundle, bundle_evidence
 from recon3d.bundle import refine_scene
-from recon3d.bundle_conflict import contradicted_view
+from recon3d.bundle_check import RefineReport
+from recon3d.bundle_conflict import contradicted_view, rigs_contradict
 from recon3d.bundle_solve import Problem, Rig
 from recon3d.config import RefineConfig
-from recon3d.geometry import invert_rigid, look_at, so3_exp, transform_points
+from recon3d.geometry import invert_rigid, look_at, similarity, so3_exp, transform_points
 from recon3d.matches import Matches
 from recon3d.metrics import relative_pose_errors
 from recon3d.tracks import Tracks, select_observations
@@ -28,6 +31,15 @@ def rig() -> Rig:
     target = torch.tensor([0.0, 0, 5]).double().expand(N_VIEWS, 3)
     up = torch.tensor([0.0, -1, 0]).double()
     return Rig(cam2world=look_at(centre, target, up), focal=torch.full((N_VIEWS,), 900.0).double())
+
+
+def turned(angle_deg: float) -> Rig:
+    """Return the rig with its first two views turned apart by twice that angle."""
+    cam2world = rig().cam2world
+    for n, sign in ((0, 1), (1, -1)):
+        axis = torch.tensor([0.0, sign * math.radians(angle_deg), 0.0]).double()
+        cam2world[n, :3, :3] = cam2world[n, :3, :3] @ so3_exp(axis)
+    return replace(rig(), cam2world=cam2world)
 
 
 def problem() -> Problem:
@@ -123,3 +135,39 @@ def test_a_view_that_each_other_places_elsewhere_is_left_out(
     assert f"others contradict what {truth.views[4].name} shows" in caplog.text
     off = relative_pose_errors(better.cam2world[:4].numpy(), truth.cam2world[:4].numpy())
     assert float(off.rotation_deg.max()) < 0.2
+
+
+def test_placements_that_turn_views_otherwise_contradict_each_other() -> None:
+    everyone = torch.ones(N_VIEWS, dtype=torch.bool)
+    two = torch.tensor([True, True, False, False])
+    world = similarity(torch.tensor(2.0), so3_exp(torch.ones(3)), torch.ones(3)).double()
+    elsewhere = replace(rig(), cam2world=world @ rig().cam2world)
+    elsewhere.cam2world[:, :3, :3] /= 2
+    assert not rigs_contradict(rig(), elsewhere, everyone)
+    assert not rigs_contradict(rig(), turned(4.0), everyone)
+    assert rigs_contradict(rig(), turned(9.0), everyone)
+    assert not rigs_contradict(rig(), turned(9.0), two)
+
+
+def test_what_is_beyond_doubt_wins_over_more_views_that_contradict_it() -> None:
+    tracks = observed()
+    aside = select_observations(tracks, (tracks.view >= 2) | (tracks.track < 40))
+    few = torch.tensor([True, True, True, False])
+
+    def attempt(placed: Tensor, support: float, turned_deg: float) -> bundle._Attempt:
+        report = RefineReport(improved=False, reason="", sharp_pairs=6, n_tracks=N_POINTS)
+        return bundle._Attempt(
+            rig=turned(turned_deg),
+            placed=placed,
+            used=tracks,
+            aside=aside,
+            report=replace(report, remapped=True, support=support, weakest=support),
+        )
+
+    sure, doubtful = attempt(few, 0.95, 0.0), attempt(few | True, 0.75, 9.0)
+    for pair in ((sure, doubtful), (doubtful, sure)):
+        assert bundle._better(problem(), *pair) is sure
+    # where neither is beyond doubt, or they agree, what explains more wins
+    unsure, agreeing = attempt(few, 0.75, 0.0), attempt(few | True, 0.75, 2.0)
+    assert bundle._better(problem(), unsure, doubtful) is doubtful
+    assert bundle._better(problem(), sure, agreeing) is agreeing

@@ -24,7 +24,7 @@ from recon3d.bundle_check import (
     judged,
     support_of_views,
 )
-from recon3d.bundle_conflict import contradicted_view
+from recon3d.bundle_conflict import contradicted_view, rigs_contradict
 from recon3d.bundle_doubt import camera_doubt
 from recon3d.bundle_evidence import Evidence
 from recon3d.bundle_join import join_views
@@ -332,10 +332,14 @@ def _better(problem: Problem, first: _Attempt, second: _Attempt) -> _Attempt:
     """Return the attempt that passed the check; of two that did, the one that explains more.
 
     The judges are tracks kept aside that owe nothing to the scene's cameras: how many of their
-    observations, in all views, fit.
+    observations, in all views, fit. But what is beyond doubt wins over what is not and contradicts
+    it, though that may hold more views.
     """
     if first.report.reason or second.report.reason:
         return first if second.report.reason else second
+    sure = [one for one in (first, second) if is_sure(one.report)]
+    if len(sure) == 1 and rigs_contradict(first.rig, second.rig, first.placed & second.placed):
+        return sure[0]
     judges = second.aside if second.report.remapped else first.aside
     n_fitting = [
         int(fitting(problem, one.rig, select_observations(judges, one.placed[judges.view])).sum())

@@ -1,5 +1,7 @@
 """Which view the others contradict: what it shares with two of them or more is not where they say.
 
+Also whether two placements of the same views contradict each other.
+
 Two views always fit some epipolar geometry, of towers that look alike, too, or of rows of equal
 windows. A third view of the same point leaves no such freedom: where points that others agree on do
 not fit the view, its matches show other things than it seems.
@@ -8,12 +10,14 @@ Source: Zach et al., Disambiguating visual relations using loop constraints, CVP
 what is inferred from some views must be found in the others).
 """
 
+import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from recon3d.bundle_check import fit_bound
 from recon3d.bundle_solve import Fit, Problem, Rig, fit_tracks
+from recon3d.metrics import relative_pose_errors
 from recon3d.tracks import Tracks, ray_angle, select_observations
 
 _LEAST_COMMON = 20  # points that a view and two others or more share; fewer do not judge it
@@ -21,6 +25,7 @@ _LEAST_FITTING = 0.55  # share of them that must fit
 _WEAK = 0.6  # of the observations of others that fit, what the one that is to go has at most
 _AGREE = 1.5  # thousandths that others may be off from a point on which they agree ...
 _LEAST_ANGLE_DEG = 0.5  # ... and the angle at which their rays meet
+_TURNED_DEG = 5.0  # relative rotations of two placements that differ by more contradict each other
 
 
 def contradicted_view(problem: Problem, rig: Rig, tracks: Tracks) -> int | None:
@@ -51,6 +56,14 @@ def contradicted_view(problem: Problem, rig: Rig, tracks: Tracks) -> int | None:
     others = tracks.view.unique()
     usual = float(n_good[others[others != weakest]].double().median())
     return weakest if n_good[weakest] < _WEAK * usual else None
+
+
+def rigs_contradict(one: Rig, other: Rig, both: Bool[Tensor, " view"]) -> bool:
+    """Say whether views that `both` place, three or more, are turned otherwise to each other."""
+    if int(both.sum()) < 3:  # two views always fit some geometry
+        return False
+    first, second = (rig.cam2world[both].numpy() for rig in (one, other))
+    return float(np.median(relative_pose_errors(first, second).rotation_deg)) > _TURNED_DEG
 
 
 def _agreed_without(

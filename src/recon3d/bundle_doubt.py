@@ -33,6 +33,9 @@ _N_PARAMETERS = 10  # of a view
 _BEND_SPREAD = 0.02
 """Standard deviation of the radial distortion k that photos may have left, where pixels are
 f r (1 + k r^2): on 15 scenes with ground truth, this much explains how wrong cameras are."""
+_FAR_OFF = 2.0
+"""How much further focal lengths of two views are off than `focal_spread` says: of 100 pairs of
+photos of 13 scenes 0.35 in the mean square and 0.09 in the median, as telephoto lenses are rare."""
 
 
 def camera_doubt(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, "view 2"]:
@@ -106,7 +109,8 @@ def _parameters(problem: Problem, held: list[int]) -> _Parameters:
     n_all = n_adjusted + n_known * len(lenses)
     centre_spread = problem.centre_spread / UNIT
     bend_spread = torch.where(centre_spread > 0, _BEND_SPREAD, 0.0)
-    spread = torch.stack((problem.focal_spread, centre_spread, centre_spread, bend_spread), dim=1)
+    focal_spread = _FAR_OFF * problem.focal_spread  # matters for two views alone
+    spread = torch.stack((focal_spread, centre_spread, centre_spread, bend_spread), dim=1)
     return _Parameters(
         place=torch.where(place < 0, n_all, place),
         n_adjusted=n_adjusted,
