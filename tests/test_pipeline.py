@@ -2,6 +2,7 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,12 +16,14 @@ from recon3d.align_samples import Cameras, Masks
 from recon3d.cli import main
 from recon3d.config import (
     AlignConfig,
+    DenseConfig,
     ModelConfig,
     PhotoConfig,
     Precision,
     PredictConfig,
     RunConfig,
 )
+from recon3d.dense import DenseReport
 from recon3d.errors import InputError, ResourceError, UsageError, WeightsError
 from recon3d.memory import Plan, plan
 from recon3d.model import TwoViewModel
@@ -234,6 +237,38 @@ def test_depth_from_photos_that_was_asked_for_is_missed(
         with caplog.at_level("WARNING"):
             reconstruct([str(photos)], config(small, dense=wanted))
         assert ("--dense: no two cameras are exact" in caplog.text) == (wanted is True)
+
+
+def test_what_memory_does_not_suffice_for_is_done_without(
+    small: str,
+    photos: Path,
+    seen: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    def too_much(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
+
+    sizes: list[int] = []
+
+    def stereo(most: int, scene: Scene, _: object, wanted: DenseConfig, **__: object) -> object:
+        sizes.append(wanted.size)
+        return too_much() if wanted.size > most else (scene, found)
+
+    monkeypatch.setattr(pipeline, "refined_with_strays", too_much)
+    monkeypatch.setattr(pipeline, "exact_views", lambda scene, *_: {v.name for v in scene.views})
+    found = DenseReport(used=True, views=2, share=0.5)
+    for most, expected in ((200, found), (100, None)):
+        monkeypatch.setattr(pipeline, "dense_scene", partial(stereo, most))
+        made = reconstruct_groups([str(photos)], config(small, refine=True))
+        assert made.dense == (expected,)
+        assert [(one.improved, one.reason) for one in made.refinements] == [
+            (False, "memory ran out")
+        ]
+    assert sizes == [320, 160, 320, 160]
+    said = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert said.count("out of memory while refining: the cameras stay those of the network") == 2
+    assert said[-1] == "depth stays that of the network"
 
 
 def test_all_components_asks_for_every_group(small: str, photos: Path, seen: dict[str, object]):

@@ -156,9 +156,7 @@ def reconstruct_groups(
             result = from_features_alone(aligned.doubt, material, config, track=track)
             scenes, refinements = (result[0],), (result[1],)
         elif refining:
-            # with several groups a photo outside of one may belong to another
-            refine = refined if config.all_components else refined_with_strays
-            results = [refine(scene, material, config, track=track) for scene in scenes]
+            results = [_refined(scene, material, config, track) for scene in scenes]
             scenes = tuple(
                 without_doubtful(before, after, report, material)
                 for before, (after, report) in zip(scenes, results, strict=True)
@@ -281,10 +279,27 @@ def _device_to_align_on(
     return device if free is not None and needed < free // 2 else None
 
 
+def _refined(
+    scene: Scene, material: Material, config: RunConfig, track: Track
+) -> tuple[Scene, RefineReport]:
+    """Return the scene with refined cameras; as it is, where memory does not suffice."""
+    # with several groups a photo outside of one may belong to another
+    refine = refined if config.all_components else refined_with_strays
+    found = unless_out_of_memory(lambda: refine(scene, material, config, track=track))
+    if found is not None:
+        return found
+    logger.warning("out of memory while refining: the cameras stay those of the network")
+    reason = "memory ran out"
+    return scene, RefineReport(improved=False, reason=reason, sharp_pairs=0, n_tracks=0)
+
+
 def _densified(
     scene: Scene, report: RefineReport | None, material: Material, config: RunConfig, track: Track
 ) -> tuple[Scene, DenseReport | None]:
-    """Return the scene with depth from the photos, where its cameras are exact."""
+    """Return the scene with depth from the photos, where its cameras are exact.
+
+    Where memory does not suffice, views are half as large, or depth stays that of the network.
+    """
     names = exact_views(scene, report, material, config)
     if config.dense and len(names) < 2:
         logger.warning(
@@ -294,9 +309,20 @@ def _densified(
     if config.dense is False or len(names) < 2:
         return scene, None
     calibrated = any(c is not None and c.intrinsics is not None for c in material.cameras)
-    better, found = dense_scene(
-        scene, names, config.stereo, rgb_of=material.rgb_of, calibrated=calibrated, track=track
-    )
+    rgb_of = material.rgb_of
+    for stereo in (config.stereo, replace(config.stereo, size=config.stereo.size // 2)):
+        made = unless_out_of_memory(
+            functools.partial(
+                dense_scene, scene, names, stereo, rgb_of=rgb_of, calibrated=calibrated, track=track
+            )
+        )
+        if made is not None:
+            break
+        logger.warning("out of memory in dense stereo with views of %d pixels", stereo.size)
+    if made is None:
+        logger.warning("depth stays that of the network")
+        return scene, None
+    better, found = made
     if not found.used and all_given(material.cameras, config.align):
         logger.warning(
             "with the given cameras the photos confirm only %.0f %% of the depth. Check that"
