@@ -276,11 +276,15 @@ def test_glb_is_y_up_and_nothing_else_is(tmp_path: Path) -> None:
     loaded = trimesh.load(tmp_path / "a.glb")
     points = np.concatenate([each.vertices for each in loaded.geometry.values()])
     np.testing.assert_allclose(points, cloud.points_in_world * [1, -1, -1], atol=1e-6)
+    colours = np.concatenate([each.colors[:, :3] for each in loaded.geometry.values()])
+    linear = ((cloud.rgb / 255 + 0.055) / 1.055) ** 2.4  # right for bytes above 10
+    bright = cloud.rgb > 10
+    np.testing.assert_allclose(colours[bright], 255 * linear[bright], atol=0.51)
     source = Path(__file__).parents[1] / "src" / "recon3d"
     flips = [
         path.name for path in source.rglob("*.py") if re.search(r"\[1, -1, -1", path.read_text())
     ]
-    assert flips == ["export.py"]
+    assert flips == ["glb.py"]
 
 
 @pytest.mark.convention(15)

@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 from io import BufferedIOBase
 from pathlib import Path
 
-import numpy as np
-
 from recon3d.cameras import write_cameras
 from recon3d.errors import UsageError
 from recon3d.files import atomic_write, not_writable
+from recon3d.glb import write_glb
 from recon3d.ply import write_ply
 from recon3d.scene_file import load_scene, save_scene, write_scene
 from recon3d.types import PointCloud, Scene
@@ -21,15 +20,6 @@ __all__ = ["FOLDER_FILES", "WRITERS", "check_outputs", "export", "load_scene", "
 
 FOLDER_FILES = ("scene.ply", "scene.glb", "scene.npz", "cameras.json")
 """What an output that is a folder (`out/`) receives."""
-
-
-def write_glb(cloud: PointCloud, file: BufferedIOBase) -> None:
-    """Write coloured points in glTF's y-up axes: x right, y up, z backward."""
-    import trimesh
-
-    points = cloud.points_in_world * np.array([1, -1, -1], dtype=np.float32)
-    coloured = trimesh.PointCloud(points, cloud.rgb)  # type: ignore[no-untyped-call]
-    file.write(trimesh.Scene(coloured).export(file_type="glb"))  # type: ignore[no-untyped-call]
 
 
 WRITERS: dict[str, Callable[[Scene, PointCloud, BufferedIOBase], object]] = {
