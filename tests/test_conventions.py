@@ -114,6 +114,31 @@ def test_the_world_is_the_camera_of_the_first_view() -> None:
     found = align(predictions, views, AlignConfig())
     torch.testing.assert_close(found.cam2world[0].float(), torch.eye(4))
     assert torch.linalg.det(found.cam2world[1, :3, :3].double()) == pytest.approx(1, abs=1e-4)
+    assert found.in_first_camera
+
+
+@pytest.mark.convention(2)
+@pytest.mark.parametrize("cameras_are", config.CamerasAre)
+@pytest.mark.parametrize("n_given", [1, 2])
+def test_a_world_of_given_poses_stays_theirs_and_files_say_so(
+    tmp_path: Path, cameras_are: config.CamerasAre, n_given: int
+) -> None:
+    views, predictions, cam2world = exact_pair()
+    given2world = torch.eye(4)
+    given2world[:3, :3] = so3_exp(torch.tensor([0.3, 0.0, 0.0]))
+    given2world[:3, 3] = torch.tensor([1.0, 2.0, 3.0])
+    given = compose(given2world, cam2world)
+    cameras = tuple(
+        types.KnownCamera(intrinsics=None, cam2world=given[n]) if n < n_given else None
+        for n in range(2)
+    )
+    found = align(predictions, views, AlignConfig(cameras_are=cameras_are), cameras=cameras)
+    torch.testing.assert_close(found.cam2world[0], given[0], atol=1e-2, rtol=0)
+    assert not found.in_first_camera
+    cloud = fuse(found, FuseConfig())
+    for name in ("a.ply", "a.glb"):
+        export(found, cloud, str(tmp_path / name))
+        assert b"of the given cameras" in (tmp_path / name).read_bytes()
 
 
 @pytest.mark.convention(3)
@@ -251,7 +276,7 @@ def test_ply_layout_axes_and_normals() -> None:
     plane = scene(depth=2.0)
     cloud = fuse(plane, FuseConfig(confidence_percentile=0.0))
     file = io.BytesIO()
-    write_ply(cloud, file)
+    write_ply(cloud, file, in_first_camera=plane.in_first_camera)
     header, _, body = file.getvalue().partition(b"end_header\n")
     lines = header.decode("ascii").splitlines()
     assert lines[:2] == ["ply", "format binary_little_endian 1.0"]

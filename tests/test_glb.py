@@ -20,9 +20,9 @@ def cloud_of(rgb: np.ndarray) -> PointCloud:
     )
 
 
-def written(cloud: PointCloud) -> bytes:
+def written(cloud: PointCloud, *, in_first_camera: bool = True) -> bytes:
     file = io.BytesIO()
-    write_glb(cloud, file)
+    write_glb(cloud, file, in_first_camera=in_first_camera)
     return file.getvalue()
 
 
@@ -82,6 +82,18 @@ def test_the_material_is_unlit():
     assert "KHR_materials_unlit" in document["materials"][primitive["material"]]["extensions"]
     assert document["extensionsUsed"] == ["KHR_materials_unlit"]
     assert "extensionsRequired" not in document
+
+
+@pytest.mark.parametrize(
+    ("in_first_camera", "world"),
+    [
+        (True, "x right, y up, z backward in the first camera"),
+        (False, "of the given cameras, y and z negated"),
+    ],
+)
+def test_the_scene_says_what_its_axes_are(in_first_camera: bool, world: str):
+    document, _ = chunks(written(cloud_of(np.zeros((1, 3))), in_first_camera=in_first_camera))
+    assert document["scenes"][document["scene"]]["extras"]["world"] == world
 
 
 def test_trimesh_reads_points_and_linear_colours_back():

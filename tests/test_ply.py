@@ -20,10 +20,15 @@ def random_cloud(n_points: int) -> PointCloud:
     )
 
 
-def to_bytes(cloud: PointCloud) -> bytes:
+def to_bytes(cloud: PointCloud, *, in_first_camera: bool = True) -> bytes:
     file = io.BytesIO()
-    write_ply(cloud, file)
+    write_ply(cloud, file, in_first_camera=in_first_camera)
     return file.getvalue()
+
+
+def comments(content: bytes) -> list[str]:
+    header = content.partition(b"end_header\n")[0].decode("ascii")
+    return [line for line in header.splitlines() if line.startswith("comment")]
 
 
 def test_one_point_gives_these_bytes():
@@ -68,6 +73,14 @@ def test_open3d_reads_points_normals_colours_and_confidence_back(tmp_path: Path)
     np.testing.assert_array_equal(point.normals.numpy(), cloud.normals_in_world)
     np.testing.assert_array_equal(point.colors.numpy(), cloud.rgb)
     np.testing.assert_array_equal(point["confidence"].numpy()[:, 0], cloud.confidence)
+
+
+def test_the_header_says_what_the_world_is():
+    cloud = random_cloud(1)
+    axes = "comment recon3d: world x right, y down, z forward in the first camera"
+    assert comments(to_bytes(cloud)) == [axes]
+    given = "comment recon3d: world of the given cameras"
+    assert comments(to_bytes(cloud, in_first_camera=False)) == [given]
 
 
 def test_an_empty_cloud_is_a_valid_file():

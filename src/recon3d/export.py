@@ -23,8 +23,12 @@ FOLDER_FILES = ("scene.ply", "scene.glb", "scene.npz", "cameras.json")
 
 
 WRITERS: dict[str, Callable[[Scene, PointCloud, BufferedIOBase], object]] = {
-    ".ply": lambda _, cloud, file: write_ply(cloud, file),
-    ".glb": lambda _, cloud, file: write_glb(cloud, file),
+    ".ply": lambda scene, cloud, file: write_ply(
+        cloud, file, in_first_camera=scene.in_first_camera
+    ),
+    ".glb": lambda scene, cloud, file: write_glb(
+        cloud, file, in_first_camera=scene.in_first_camera
+    ),
     ".npz": lambda scene, _, file: write_scene(scene, file),
     ".json": lambda scene, _, file: write_cameras(scene, file),
 }

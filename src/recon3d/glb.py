@@ -21,16 +21,21 @@ _LINEAR = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) **
 """Linear intensity, 0 to 1, of every sRGB byte."""
 
 
-def write_glb(cloud: PointCloud, file: BufferedIOBase) -> None:
-    """Write points in glTF's y-up axes (x right, y up, z backward) with linear colours, unlit.
+def write_glb(cloud: PointCloud, file: BufferedIOBase, *, in_first_camera: bool) -> None:
+    """Write points, y and z negated, with linear colours, unlit.
 
+    That turns the camera of the first view into glTF's y-up axes. A world of given cameras is
+    turned alike, wherever its up is; the scene's extras say which of the two it is.
     Colours are floats: in linear bytes dark tones would fall together, and of 16-bit integers
     trimesh reads the low byte alone. The cloud holds a point at least: glTF knows no empty arrays.
     """
     points = cloud.points_in_world * np.array([1, -1, -1], dtype="<f4")
     colours = _LINEAR[cloud.rgb]
-    document = json.dumps(_document(points), separators=(",", ":"), allow_nan=False)
-    text = document.encode("ascii")
+    world = "x right, y up, z backward in the first camera"
+    if not in_first_camera:
+        world = "of the given cameras, y and z negated"
+    document = _document(points, {"world": world})
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
     text += b" " * (-len(text) % 4)
     n_bytes = points.nbytes + colours.nbytes
     file.write(struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + n_bytes))
@@ -40,7 +45,7 @@ def write_glb(cloud: PointCloud, file: BufferedIOBase) -> None:
     file.write(colours.tobytes())
 
 
-def _document(points: Float32[np.ndarray, "point 3"]) -> dict[str, Any]:
+def _document(points: Float32[np.ndarray, "point 3"], extras: dict[str, str]) -> dict[str, Any]:
     """Return the JSON part: one cloud; the binary part is its points, then as many colours."""
     vectors = {"componentType": _FLOAT, "type": "VEC3", "count": len(points)}
     part = {"buffer": 0, "byteLength": points.nbytes, "target": _VERTICES}  # both alike
@@ -52,7 +57,7 @@ def _document(points: Float32[np.ndarray, "point 3"]) -> dict[str, Any]:
         "asset": {"version": "2.0", "generator": "recon3d"},
         "extensionsUsed": ["KHR_materials_unlit"],
         "scene": 0,
-        "scenes": [{"nodes": [0]}],
+        "scenes": [{"nodes": [0], "extras": extras}],
         "nodes": [{"mesh": 0}],
         "meshes": [{"primitives": [cloud]}],
         "materials": [{"pbrMetallicRoughness": dull, "extensions": {"KHR_materials_unlit": {}}}],

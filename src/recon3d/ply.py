@@ -23,8 +23,12 @@ VERTEX = np.dtype(
 """One vertex, 31 bytes without padding."""
 
 
-def write_ply(cloud: PointCloud, file: BufferedIOBase) -> None:
-    """Write positions and normals (world, OpenCV axes), sRGB colours and confidence (1 + e^c)."""
+def write_ply(cloud: PointCloud, file: BufferedIOBase, *, in_first_camera: bool) -> None:
+    """Write positions and normals (world), sRGB colours and confidence (1 + e^c).
+
+    The header says what the world is: the camera of the first view (OpenCV axes), or that of the
+    given cameras.
+    """
     vertices = np.empty(len(cloud.points_in_world), dtype=VERTEX)
     for column, name in enumerate("xyz"):
         vertices[name] = cloud.points_in_world[:, column]
@@ -34,10 +38,13 @@ def write_ply(cloud: PointCloud, file: BufferedIOBase) -> None:
     vertices["confidence"] = cloud.confidence
     ply_names = {"f": "float", "u": "uchar"}
     properties = [f"property {ply_names[VERTEX[name].kind]} {name}" for name in VERTEX.names or ()]
+    world = "x right, y down, z forward in the first camera"
+    if not in_first_camera:
+        world = "of the given cameras"
     header = [
         "ply",
         "format binary_little_endian 1.0",
-        "comment recon3d: world x right, y down, z forward in the first camera",
+        f"comment recon3d: world {world}",
         f"element vertex {len(vertices)}",
         *properties,
         "end_header",

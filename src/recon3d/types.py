@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
+
+_SAME = 1e-5
+"""Difference from the identity, in radians and scene units, up to which it is only rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -164,6 +168,12 @@ class Scene:
         )
         if any(length != n_views for length in lengths):
             raise ValueError(f"{n_views} views but per-view fields of lengths {lengths}")
+
+    @property
+    def in_first_camera(self) -> bool:
+        """Say whether the world is the camera of `views[0]`; else it is that of the given poses."""
+        first = self.cam2world[0].double().cpu()
+        return torch.allclose(first, torch.eye(4, dtype=torch.float64), rtol=0, atol=_SAME)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
