@@ -265,10 +265,16 @@ def test_confidence_is_one_plus_an_exponential() -> None:
 
 
 @pytest.mark.convention(12)
-def test_units_are_arbitrary_unless_metric() -> None:
+@pytest.mark.parametrize(("metric", "units"), [(False, "arbitrary"), (True, "metres")])
+def test_units_are_arbitrary_unless_metric(tmp_path: Path, metric: bool, units: str) -> None:
     assert not scene().metric
-    assert cameras_document(scene())["units"] == "arbitrary"
-    assert cameras_document(scene(metric=True))["units"] == "metres"
+    known = scene(metric=metric)
+    assert cameras_document(known)["units"] == units
+    for name in ("a.ply", "a.glb", "a.npz"):
+        export(known, fuse(known, FuseConfig()), str(tmp_path / name))
+    assert f"\ncomment recon3d: units: {units}\n".encode() in (tmp_path / "a.ply").read_bytes()
+    assert f'"units":"{units}"'.encode() in (tmp_path / "a.glb").read_bytes()
+    assert load_scene(tmp_path / "a.npz").metric == metric
 
 
 @pytest.mark.convention(13)
@@ -276,7 +282,7 @@ def test_ply_layout_axes_and_normals() -> None:
     plane = scene(depth=2.0)
     cloud = fuse(plane, FuseConfig(confidence_percentile=0.0))
     file = io.BytesIO()
-    write_ply(cloud, file, in_first_camera=plane.in_first_camera)
+    write_ply(cloud, file, in_first_camera=plane.in_first_camera, units=plane.units)
     header, _, body = file.getvalue().partition(b"end_header\n")
     lines = header.decode("ascii").splitlines()
     assert lines[:2] == ["ply", "format binary_little_endian 1.0"]

@@ -20,9 +20,9 @@ def cloud_of(rgb: np.ndarray) -> PointCloud:
     )
 
 
-def written(cloud: PointCloud, *, in_first_camera: bool = True) -> bytes:
+def written(cloud: PointCloud, *, in_first_camera: bool = True, units: str = "arbitrary") -> bytes:
     file = io.BytesIO()
-    write_glb(cloud, file, in_first_camera=in_first_camera)
+    write_glb(cloud, file, in_first_camera=in_first_camera, units=units)
     return file.getvalue()
 
 
@@ -94,6 +94,12 @@ def test_the_material_is_unlit():
 def test_the_scene_says_what_its_axes_are(in_first_camera: bool, world: str):
     document, _ = chunks(written(cloud_of(np.zeros((1, 3))), in_first_camera=in_first_camera))
     assert document["scenes"][document["scene"]]["extras"]["world"] == world
+
+
+@pytest.mark.parametrize("units", ["metres", "arbitrary"])
+def test_the_scene_says_what_its_units_are(units: str):
+    document, _ = chunks(written(cloud_of(np.zeros((1, 3))), units=units))
+    assert document["scenes"][document["scene"]]["extras"]["units"] == units
 
 
 def test_trimesh_reads_points_and_linear_colours_back():

@@ -20,9 +20,9 @@ def random_cloud(n_points: int) -> PointCloud:
     )
 
 
-def to_bytes(cloud: PointCloud, *, in_first_camera: bool = True) -> bytes:
+def to_bytes(cloud: PointCloud, *, in_first_camera: bool = True, units: str = "arbitrary") -> bytes:
     file = io.BytesIO()
-    write_ply(cloud, file, in_first_camera=in_first_camera)
+    write_ply(cloud, file, in_first_camera=in_first_camera, units=units)
     return file.getvalue()
 
 
@@ -40,7 +40,7 @@ def test_one_point_gives_these_bytes():
     )
     header, body = to_bytes(cloud).split(b"end_header\n")
     assert header.splitlines()[:2] == [b"ply", b"format binary_little_endian 1.0"]
-    assert header.splitlines()[3:] == [
+    assert header.splitlines()[4:] == [
         b"element vertex 1",
         *(b"property float " + name for name in (b"x", b"y", b"z", b"nx", b"ny", b"nz")),
         *(b"property uchar " + name for name in (b"red", b"green", b"blue")),
@@ -75,12 +75,13 @@ def test_open3d_reads_points_normals_colours_and_confidence_back(tmp_path: Path)
     np.testing.assert_array_equal(point["confidence"].numpy()[:, 0], cloud.confidence)
 
 
-def test_the_header_says_what_the_world_is():
+def test_the_header_says_what_the_world_and_the_units_are():
     cloud = random_cloud(1)
     axes = "comment recon3d: world x right, y down, z forward in the first camera"
-    assert comments(to_bytes(cloud)) == [axes]
+    assert comments(to_bytes(cloud)) == [axes, "comment recon3d: units: arbitrary"]
     given = "comment recon3d: world of the given cameras"
-    assert comments(to_bytes(cloud, in_first_camera=False)) == [given]
+    found = comments(to_bytes(cloud, in_first_camera=False, units="metres"))
+    assert found == [given, "comment recon3d: units: metres"]
 
 
 def test_an_empty_cloud_is_a_valid_file():

@@ -35,7 +35,7 @@ def cameras_document(scene: Scene) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "units": "metres" if scene.metric else "arbitrary",
+        "units": scene.units,
         "convention": CONVENTION,
         "views": placed + [_left_out(entry) for entry in scene.left_out],
         "pairs": [_pair(edge) for edge in scene.edges],

@@ -24,10 +24,10 @@ FOLDER_FILES = ("scene.ply", "scene.glb", "scene.npz", "cameras.json")
 
 WRITERS: dict[str, Callable[[Scene, PointCloud, BufferedIOBase], object]] = {
     ".ply": lambda scene, cloud, file: write_ply(
-        cloud, file, in_first_camera=scene.in_first_camera
+        cloud, file, in_first_camera=scene.in_first_camera, units=scene.units
     ),
     ".glb": lambda scene, cloud, file: write_glb(
-        cloud, file, in_first_camera=scene.in_first_camera
+        cloud, file, in_first_camera=scene.in_first_camera, units=scene.units
     ),
     ".npz": lambda scene, _, file: write_scene(scene, file),
     ".json": lambda scene, _, file: write_cameras(scene, file),

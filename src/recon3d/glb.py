@@ -21,11 +21,14 @@ _LINEAR = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) **
 """Linear intensity, 0 to 1, of every sRGB byte."""
 
 
-def write_glb(cloud: PointCloud, file: BufferedIOBase, *, in_first_camera: bool) -> None:
+def write_glb(
+    cloud: PointCloud, file: BufferedIOBase, *, in_first_camera: bool, units: str
+) -> None:
     """Write points, y and z negated, with linear colours, unlit.
 
     That turns the camera of the first view into glTF's y-up axes. A world of given cameras is
-    turned alike, wherever its up is; the scene's extras say which of the two it is.
+    turned alike, wherever its up is. The scene's extras say which of the two it is, and `units`
+    ("metres" or "arbitrary"): glTF itself takes all lengths for metres.
     Colours are floats: in linear bytes dark tones would fall together, and of 16-bit integers
     trimesh reads the low byte alone. The cloud holds a point at least: glTF knows no empty arrays.
     """
@@ -34,7 +37,7 @@ def write_glb(cloud: PointCloud, file: BufferedIOBase, *, in_first_camera: bool)
     world = "x right, y up, z backward in the first camera"
     if not in_first_camera:
         world = "of the given cameras, y and z negated"
-    document = _document(points, {"world": world})
+    document = _document(points, {"world": world, "units": units})
     text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
     text += b" " * (-len(text) % 4)
     n_bytes = points.nbytes + colours.nbytes

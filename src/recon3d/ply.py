@@ -23,11 +23,13 @@ VERTEX = np.dtype(
 """One vertex, 31 bytes without padding."""
 
 
-def write_ply(cloud: PointCloud, file: BufferedIOBase, *, in_first_camera: bool) -> None:
+def write_ply(
+    cloud: PointCloud, file: BufferedIOBase, *, in_first_camera: bool, units: str
+) -> None:
     """Write positions and normals (world), sRGB colours and confidence (1 + e^c).
 
     The header says what the world is: the camera of the first view (OpenCV axes), or that of the
-    given cameras.
+    given cameras; and the unit of lengths ("metres" or "arbitrary").
     """
     vertices = np.empty(len(cloud.points_in_world), dtype=VERTEX)
     for column, name in enumerate("xyz"):
@@ -45,6 +47,7 @@ def write_ply(cloud: PointCloud, file: BufferedIOBase, *, in_first_camera: bool)
         "ply",
         "format binary_little_endian 1.0",
         f"comment recon3d: world {world}",
+        f"comment recon3d: units: {units}",
         f"element vertex {len(vertices)}",
         *properties,
         "end_header",

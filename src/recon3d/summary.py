@@ -127,7 +127,7 @@ def _scene_document(scene: Scene, cloud: PointCloud, outputs: Sequence[str]) -> 
             if not edge.used
         ],
         "points": len(cloud.points_in_world),
-        "units": "metres" if scene.metric else "arbitrary",
+        "units": scene.units,
         "outputs": list(outputs),
     }
 

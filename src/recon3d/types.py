@@ -170,6 +170,11 @@ class Scene:
             raise ValueError(f"{n_views} views but per-view fields of lengths {lengths}")
 
     @property
+    def units(self) -> str:
+        """Return what files call the unit of lengths: "metres" or "arbitrary"."""
+        return "metres" if self.metric else "arbitrary"
+
+    @property
     def in_first_camera(self) -> bool:
         """Say whether the world is the camera of `views[0]`; else it is that of the given poses."""
         first = self.cam2world[0].double().cpu()
