@@ -314,7 +314,13 @@ def test_nothing_left_says_what_to_do(depth: torch.Tensor, config: FuseConfig, a
 
 @pytest.mark.parametrize(
     "change",
-    [{"confidence_percentile": 101.0}, {"max_points": 0}, {"voxel": -1.0}, {"depth_edge": -0.1}],
+    [
+        {"min_confidence": 0.5},
+        {"confidence_percentile": 101.0},
+        {"max_points": 0},
+        {"voxel": -1.0},
+        {"depth_edge": -0.1},
+    ],
 )
 def test_settings_out_of_range_are_usage_errors(change: dict[str, float]):
     value = next(iter(change.values()))

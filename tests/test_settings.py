@@ -9,6 +9,8 @@ from recon3d.config import CamerasAre, Precision, RunConfig
 from recon3d.errors import UsageError
 from recon3d.settings import LIMITS, OPTIONS, default, run_config
 
+THRESHOLDS = ("--min-confidence", "--confidence-percentile")
+
 
 def leaf(config: Any, name: str) -> Any:
     for part in name.split("."):
@@ -72,8 +74,10 @@ def test_every_option_reaches_its_field():
         "--voxel": 0.5,
     }
     assert set(values) == set(OPTIONS)
-    config = run_config(None, values)
-    assert {flag: leaf(config, OPTIONS[flag]) for flag in OPTIONS} == values
+    for left_out in THRESHOLDS:  # which exclude each other
+        given = {flag: value for flag, value in values.items() if flag != left_out}
+        config = run_config(None, given)
+        assert {flag: leaf(config, OPTIONS[flag]) for flag in given} == given
     changed = [flag for flag in OPTIONS if leaf(RunConfig(), OPTIONS[flag]) != values[flag]]
     assert set(changed) == set(OPTIONS)
 
@@ -89,6 +93,25 @@ def test_settings_that_would_have_no_effect_are_refused(options: dict[str, objec
     with pytest.raises(UsageError, match=words):
         run_config(None, options)
     assert run_config(None, options | {"--cameras": "cameras.json"}).cameras == "cameras.json"
+
+
+def test_two_thresholds_of_confidence_are_refused_but_an_option_wins_over_the_file(
+    tmp_path: Path,
+):
+    least, share = THRESHOLDS
+    with pytest.raises(
+        UsageError, match=r"^--min-confidence 2 and --confidence-percentile 0, both"
+    ):
+        run_config(None, {least: 2.0, share: 0.0})
+    both = write(tmp_path, "[fuse]\nmin_confidence = 2\nconfidence_percentile = 30")
+    with pytest.raises(
+        UsageError, match=r"^min_confidence 2 and confidence_percentile 30, both in"
+    ):
+        run_config(both, {})
+    fuse = run_config(write(tmp_path, "[fuse]\nmin_confidence = 2"), {share: 30.0}).fuse
+    assert (fuse.min_confidence, fuse.confidence_percentile) == (None, 30)
+    file = write(tmp_path, "[fuse]\nconfidence_percentile = 30")
+    assert run_config(file, {least: 2.0}).fuse.min_confidence == 2
 
 
 @pytest.mark.parametrize(
@@ -108,6 +131,7 @@ def test_settings_that_would_have_no_effect_are_refused(options: dict[str, objec
         ("[align]\nfocal_px = nan", "align.focal_px is nan .* must be a finite number"),
         ("[fuse]\nvoxel = -1", "fuse.voxel is -1 in .* must be at least 0"),
         ("[fuse]\nconfidence_percentile = 101", "must be from 0 to 100"),
+        ("[fuse]\nmin_confidence = 0.5", "fuse.min_confidence is 0.5 in .* must be at least 1"),
         ('[predict]\nprecision = "fp8"', "precision is 'fp8' .* one of auto, fp32, bf16, fp16"),
         ("weights", "is not valid TOML"),
     ],
@@ -137,6 +161,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path):
         ("--focal", math.inf),
         ("--seed", -1),
         ("--voxel", -0.1),
+        ("--min-confidence", 0.5),
     ],
 )
 def test_a_bad_option_names_its_flag(flag: str, value: float):

@@ -97,7 +97,11 @@ MatchesOption = Annotated[
     typer.Option("--matches", metavar="OUT", help="Write matched pixels: .npz, or .db for COLMAP."),
 ]
 MinConfidenceOption = Annotated[
-    float | None, typer.Option("--min-confidence", help="Least confidence of a point, above 1.")
+    float | None,
+    typer.Option(
+        "--min-confidence",
+        help="Least confidence of a point (1 keeps all), in place of --confidence-percentile.",
+    ),
 ]
 PercentileOption = Annotated[
     float | None,

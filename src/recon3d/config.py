@@ -200,9 +200,9 @@ stereo does where depth may be far off."""
 class FuseConfig:
     """From a scene to a point cloud.
 
-    A point is kept if its confidence (1 + e^c, the network's unit) is at least `min_confidence`,
-    or, without, among the best (100 - `confidence_percentile`) % and above `GUESS`; percentile 0
-    keeps all.
+    A point is kept if its confidence (1 + e^c, the network's unit) is at least `min_confidence`
+    (1 keeps all), or, without, among the best (100 - `confidence_percentile`) % and above `GUESS`;
+    percentile 0 keeps all.
     `voxel` is the edge of the thinning grid in scene units, 0 keeps all. A point that stands in
     front of what another camera sees more confidently, by more than `free_space` of its depth, is
     dropped; `depth_edge` is the largest relative step between neighbouring pixels; 0 turns either

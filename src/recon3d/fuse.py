@@ -192,6 +192,10 @@ def _check(config: FuseConfig) -> None:
         raise UsageError(
             f"the confidence percentile {config.confidence_percentile:g} must be from 0 to 100."
         )
+    if config.min_confidence is not None and config.min_confidence < 1:
+        raise UsageError(
+            f"the least confidence {config.min_confidence:g} must be at least 1, which keeps all."
+        )
     if config.max_points < 1:
         raise UsageError(f"the number of points {config.max_points} must be at least 1.")
     settings = {

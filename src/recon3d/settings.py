@@ -3,7 +3,7 @@
 import math
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -67,6 +67,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "bundle.max_all_pairs": (0, 2**20),
     "bundle.max_iterations": (1, 1e6),
     "bundle.seed": (0, 2**63 - 1),
+    "fuse.min_confidence": (1, math.inf),
     "fuse.confidence_percentile": (0, 100),
     "fuse.depth_edge": (0, math.inf),
     "fuse.free_space": (0, 1),
@@ -74,6 +75,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "fuse.voxel": (0, math.inf),
 }
 """Least and greatest value of each field that has them; checked before any work is done."""
+
+_THRESHOLDS = ("min_confidence", "confidence_percentile")
+"""Fields of `FuseConfig` of which the first, where it is set, takes the place of the second."""
 
 
 def run_config(path: Path | None, options: Mapping[str, Any]) -> RunConfig:
@@ -88,12 +92,18 @@ def run_config(path: Path | None, options: Mapping[str, Any]) -> RunConfig:
 
     Raises:
         UsageError: the file cannot be read, names something unknown, or a value has the wrong
-            type or is out of range; names the value and its place.
+            type, is out of range or excludes another; names the value and its place.
     """
     config = RunConfig()
     if path is not None:
-        config = _apply(config, _read_toml(path), "", f"in {path}")
+        file = _read_toml(path)
+        config = _apply(config, file, "", f"in {path}")
         _check_limits(config, f"in {path}")
+        _check_exclusive(file.get("fuse", {}), _THRESHOLDS, f"in {path}")
+    _check_exclusive(options, tuple(f"--{name.replace('_', '-')}" for name in _THRESHOLDS), "given")
+    if options.get("--confidence-percentile") is not None:
+        # else a least confidence in the file would win over the option
+        config = replace(config, fuse=replace(config.fuse, min_confidence=None))
     for flag, value in options.items():
         if value is not None:
             tree: dict[str, Any] = {}
@@ -180,6 +190,15 @@ def _check_limits(config: RunConfig, where: str) -> None:
             if not low <= value <= high:
                 top = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
                 raise UsageError(f"{name} is {value:g} {where}; it must be {top}.")
+
+
+def _check_exclusive(given: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    """Check that at most one of the names has a value."""
+    both = [f"{name} {given[name]:g}" for name in names if given.get(name) is not None]
+    if len(both) > 1:
+        raise UsageError(
+            f"{' and '.join(both)}, both {where}, exclude each other. Leave one of them out."
+        )
 
 
 def _check_together(config: RunConfig) -> None:
