@@ -494,6 +494,25 @@ def test_every_group_has_outputs_of_its_own(
     assert "a-2.ply exists" in capsys.readouterr().err
 
 
+def test_every_file_of_matches_is_written(
+    folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
+):
+    fake(scene_of())
+    files = [str(folder / name) for name in ("m.npz", "m.db")]
+    given = [argument for file in files for argument in ("--matches", file)]
+    assert call("run", "photos", "-o", folder / "a.ply", "--json", *given) == 0
+    assert Path(files[0]).read_bytes().startswith(b"PK\x03\x04")
+    assert Path(files[1]).read_bytes().startswith(b"SQLite format 3\0")
+    spoken = capsys.readouterr()
+    assert ", ".join(files) in spoken.err
+    assert json.loads(spoken.out)["matches"] == files
+    fake(scene_of())
+    Path(files[0]).unlink()
+    assert call("run", "photos", "-o", folder / "b.ply", *given) == 2
+    assert "m.db exists" in capsys.readouterr().err
+    assert not Path(files[0]).exists()
+
+
 def test_matches_with_an_unknown_ending_are_refused_before_any_work(
     folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
 ):
@@ -509,6 +528,8 @@ def test_matches_with_an_unknown_ending_are_refused_before_any_work(
         ("-o", "n.npz", "--matches", "n.npz"),
         ("-o", "n.npz", "--matches", "../photos/n.npz", "--overwrite"),
         ("-o", "./", "--matches", "scene.npz"),
+        ("-o", "n.npz", "--matches", "m.db", "--matches", "./m.db"),
+        ("-o", "n.npz", "--matches", "m.db", "--matches", "n-2.npz", "--all-components"),
         ("-o", "n.npz", "--matches", "n-2.npz", "--all-components"),
         ("-o", "n.npz", "-o", "n-3.npz", "--all-components", "--overwrite"),
     ],

@@ -114,6 +114,28 @@ def test_colmap_reads_the_database(tmp_path: Path) -> None:
         database.close()
 
 
+def test_colmap_verifies_the_database_which_holds_nothing_verified(tmp_path: Path) -> None:
+    pycolmap = pytest.importorskip("pycolmap", reason="needs the extra colmap")
+    path = tmp_path / "m.db"
+    views = (blank_view("a.jpg", (240, 320)), blank_view("b.jpg", (240, 320)))
+    points = np.random.default_rng(0).uniform((-1, -0.7, 3), (1, 0.7, 5), size=(200, 3))
+    pixels = [
+        (300 * seen[:, :2] / seen[:, 2:] + (160, 120)).tolist()
+        for seen in (points, points + np.array([0.5, 0, 0]))
+    ]
+    wrong = 40
+    pixels[1][:wrong] = pixels[1][:wrong][::-1]
+    write_matches(path, [one(0, 1, *pixels)], views)
+    with closing(sqlite3.connect(path)) as file:
+        tables = {name for (name,) in file.execute("SELECT name FROM sqlite_master")}
+    assert "matches" in tables
+    assert "two_view_geometries" not in tables
+    pycolmap.geometric_verification(path)
+    with closing(sqlite3.connect(path)) as file:
+        ((rows,),) = file.execute("SELECT rows FROM two_view_geometries").fetchall()
+    assert 0.9 * (len(points) - wrong) < rows < len(points)
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".db"])
 def test_no_match_at_all(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"m{suffix}"

@@ -141,16 +141,17 @@ def run(
         from recon3d import summary
         from recon3d.export import check_groups, check_outputs, export, numbered
         from recon3d.fuse import fuse
-        from recon3d.match_file import check_match_output, write_matches
+        from recon3d.match_file import check_match_output, write_match_files
         from recon3d.pipeline import reconstruct_groups
 
-        if matches is not None:
-            check_match_output(matches, overwrite=overwrite)
-        check_outputs(output, overwrite=overwrite, matches=matches)
+        match_files = matches or []
+        for match_file in match_files:
+            check_match_output(match_file, overwrite=overwrite)
+        check_outputs(output, overwrite=overwrite, matches=match_files)
         if config.all_components:
-            check_groups(output, overwrite=overwrite, matches=matches)
+            check_groups(output, overwrite=overwrite, matches=match_files)
         console("start", 1, 1)
-        keep = None if matches is None else partial(write_matches, matches)
+        keep = partial(write_match_files, match_files) if match_files else None
         found = reconstruct_groups(photos, config, on_matches=keep, track=console)
         with console.stage("fuse"):
             clouds = [fuse(scene, config.fuse) for scene in found.scenes]
@@ -161,14 +162,14 @@ def run(
                     export(scene, cloud, target, overwrite=overwrite)
     left_out = found.scenes[0].left_out
     names = [target for targets in written for target in targets]
-    names += [] if matches is None else [matches]
+    names += match_files
     done = summary.sentence(
         found.scenes, found.refinements, found.dense, cameras_given=found.cameras_given
     )
     say(f"{done}; wrote {', '.join(names)} in {console.total_s:.1f} s", quiet and not left_out)
     if json_output:
         document = summary.document(found, clouds, written, config.predict, console)
-        emit(json.dumps(document | {"matches": matches}))
+        emit(json.dumps(document | {"matches": match_files or None}))
     if left_out:
         raise typer.Exit(EXIT_PARTIAL)
 

@@ -93,8 +93,12 @@ AllComponentsOption = Annotated[
     bool | None, _option("--all-components", "Reconstruct every group of photos: OUT, OUT-2, ...")
 ]
 MatchesOption = Annotated[
-    str | None,
-    typer.Option("--matches", metavar="OUT", help="Write matched pixels: .npz, or .db for COLMAP."),
+    list[str] | None,
+    typer.Option(
+        "--matches",
+        metavar="OUT",
+        help="Write the network's matches: .npz, or .db for COLMAP; may be repeated.",
+    ),
 ]
 MinConfidenceOption = Annotated[
     float | None,

@@ -66,10 +66,10 @@ def numbered(output: str, number: int) -> str:
     return str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
 
 
-def check_groups(outputs: Sequence[str], *, overwrite: bool, matches: str | None = None) -> None:
+def check_groups(outputs: Sequence[str], *, overwrite: bool, matches: Sequence[str] = ()) -> None:
     """Check as `check_outputs` that no group's output is there already or written twice."""
     files = [target for output in outputs for target in _targets(output)]
-    files += [] if matches is None else [Path(matches)]
+    files += [Path(file) for file in matches]
     for output in outputs:
         for file in files:
             if _is_of_a_group(file, output):
@@ -85,8 +85,8 @@ def check_groups(outputs: Sequence[str], *, overwrite: bool, matches: str | None
                 raise UsageError(f"{old} exists; add --overwrite or choose another name.")
 
 
-def check_outputs(outputs: Sequence[str], *, overwrite: bool, matches: str | None = None) -> None:
-    """Check, before any work, that every output can be written, beside a file of `matches`.
+def check_outputs(outputs: Sequence[str], *, overwrite: bool, matches: Sequence[str] = ()) -> None:
+    """Check, before any work, that every output can be written, beside the files of `matches`.
 
     Raises:
         UsageError: an unknown ending, an existing file without `overwrite`, two equal outputs, a
@@ -102,8 +102,8 @@ def check_outputs(outputs: Sequence[str], *, overwrite: bool, matches: str | Non
             _check_folder(Path(output) if _is_folder(output) else Path(output).parent, output)
         except OSError as error:
             raise not_writable(Path(output), error) from error
-    if matches is not None:
-        _check_once(Path(matches), seen)
+    for file in matches:
+        _check_once(Path(file), seen)
 
 
 def _is_folder(output: str) -> bool:

@@ -5,8 +5,12 @@ photos, `pairs` (first, second: indices into `names`), and one row per match in 
 `pixels_j` (x, y; centre of the top-left pixel at (0.5, 0.5)) and `confidence`. The matches of pair
 k are the rows `offsets[k]` to `offsets[k + 1]`.
 
-`.db`: an SQLite database with `cameras`, `images`, `keypoints` and `matches`, which COLMAP verifies
-and maps as if it had matched the photos itself. Confidence is not part of it.
+`.db`: an SQLite database with `cameras`, `images`, `keypoints` and `matches`, as COLMAP leaves it
+before geometric verification. That comes next (`pycolmap.geometric_verification`, or `colmap
+geometric_verifier`): without it COLMAP maps nothing. Confidence is not part of it.
+
+Matches are the network's, as fine as the pixels that it saw; those of the image features that
+refine the cameras are not among them.
 
 Source: COLMAP documentation, "Database Format".
 """
@@ -97,6 +101,17 @@ def write_matches(
             write_database(matches, views, file, intrinsics)
     count = sum(len(one.confidence) for one in matches)
     logger.info("wrote %d matches of %d pairs to %s", count, len(matches), path)
+
+
+def write_match_files(
+    paths: Sequence[str],
+    matches: Sequence[Matches],
+    views: Sequence[View],
+    intrinsics: Sequence[Float[Tensor, "3 3"] | None] = (),
+) -> None:
+    """Write the same matches to every path, as `write_matches` does."""
+    for path in paths:
+        write_matches(path, matches, views, intrinsics)
 
 
 def write_npz(matches: Sequence[Matches], views: Sequence[View], file: BufferedIOBase) -> None:
