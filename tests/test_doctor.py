@@ -44,8 +44,8 @@ def test_a_package_that_cannot_be_loaded_names_the_system_library(monkeypatch: p
     def broken(name: str) -> object:
         if name == "open3d":
             raise OSError("libusb-1.0.so.0: cannot open shared object file")
-        if name == "scipy":
-            raise ModuleNotFoundError("No module named 'scipy'")
+        if name == "trimesh":
+            raise ModuleNotFoundError("No module named 'trimesh'")
         return real(name)
 
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
@@ -54,7 +54,7 @@ def test_a_package_that_cannot_be_loaded_names_the_system_library(monkeypatch: p
     assert "libusb-1.0.so.0" in found["open3d"].detail
     assert "libusb-1.0-0" in str(found["open3d"].remedy)
     assert not found["open3d"].needed
-    assert found["scipy"].remedy == "pip install scipy"
+    assert found["trimesh"].remedy == "pip install trimesh"
 
 
 def test_a_missing_descriptor_is_found_out(

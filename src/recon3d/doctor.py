@@ -56,6 +56,7 @@ def _checks() -> Iterator[Check]:
         remedy="pip install open3d; on Debian also apt-get install libusb-1.0-0 libegl1 libgl1 "
         "libx11-6 libidn2-0 libudev1",
     )
+    yield _package("trimesh", "trimesh", needed=False)
     yield _package("scipy", "scipy", needed=False)
     yield _package(
         "refinement",
