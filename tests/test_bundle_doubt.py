@@ -78,14 +78,18 @@ def off(rig: Rig, *, free: bool) -> Tensor:
     return torch.stack((torch.rad2deg(rotation), DISTANCE * centre), -1)
 
 
-@pytest.mark.parametrize(("fixed", "off_centre"), [((), 0.0), ((0, 4), 0.0), ((), 7.0)])
+@pytest.mark.parametrize(
+    ("fixed", "off_centre", "focal_given"),
+    [((), 0.0, False), ((0, 4), 0.0, False), ((), 7.0, False), ((), 7.0, True)],
+)
 def test_predicted_and_real_scatter_agree(
-    fixed: tuple[int, ...], off_centre: float, monkeypatch: pytest.MonkeyPatch
+    fixed: tuple[int, ...], off_centre: float, focal_given: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pycolmap", reason="needs the extra colmap")
     monkeypatch.setattr(bundle_doubt, "INDEPENDENT", 1.0)  # as the noise is here
     monkeypatch.setattr(bundle_doubt, "_BEND_SPREAD", BEND)
     task = problem(fixed=fixed, off_centre=off_centre)
+    task = replace(task, constant_focal=torch.full((N_VIEWS,), focal_given))
     said, real = [], []
     for seed in range(25):
         tracks = observed(0.5, seed, off_centre=off_centre)

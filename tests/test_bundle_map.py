@@ -181,7 +181,7 @@ def test_places_that_are_all_given_are_not_mapped() -> None:
 def test_a_view_that_matches_nothing_keeps_its_place_and_says_how_doubtful_that_is() -> None:
     start = start_scene(truth(), focal_source="given")
     joined = tuple(one for one in true_matches() if 5 not in (one.i, one.j))
-    scene, report = refine_scene(start, joined, CONFIG)
+    scene, report = refine_scene(start, joined, CONFIG, calibrated=range(N_VIEWS))
     assert report.remapped
     assert report.refined == tuple(view.name for view in truth().views[:5])
     assert scene.verdicts[5].rotation_uncertainty_deg > 20

@@ -161,6 +161,10 @@ def test_given_and_shared_focal_lengths() -> None:
     assert float(shared.focal[1]) == float(shared.focal[2]) in own.focal[1:].tolist()
     constant, _ = problem_of(scene, replace(CONFIG, refine_focal=False), ())
     assert constant.constant_focal.all()
+    # a focal length alone does not tell the principal point
+    calibrated, _ = problem_of(scene, CONFIG, (), calibrated=(0,))
+    assert float(problem.centre_spread.min()) > 0
+    assert (calibrated.centre_spread > 0).tolist() == [False, True, True]
 
 
 def seen_by(rig: Rig, noise: float) -> Tracks:

@@ -215,12 +215,15 @@ def test_given_poses_are_fixed_by_their_number_in_the_scene(monkeypatch: pytest.
     monkeypatch.setattr(
         refinement,
         "refine_scene",
-        lambda given, *_, fixed, **__: (seen.append(list(fixed)), (given, report()))[1],
+        lambda given, *_, fixed, calibrated, **__: (
+            seen.append((list(fixed), list(calibrated))),
+            (given, report()),
+        )[1],
     )
     refined(scene, material(truth, predictions, cameras=cameras), RunConfig())
     prior = RunConfig(align=AlignConfig(cameras_are=CamerasAre.PRIOR))
     refined(scene, material(truth, predictions, cameras=cameras), prior)
-    assert seen == [[1], []]  # photo 2 is the second of the scene
+    assert seen == [([1], [2]), ([], [2])]  # photo 2 is the second of the scene
 
 
 @pytest.mark.parametrize("known", [(0, 2, 3), (1,)])

@@ -7,8 +7,9 @@ whole photos, and must pass the same check. Depth maps are then scaled to the po
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -99,6 +100,7 @@ def refine_scene(
     *,
     rgb_of: RgbOf | None = None,
     fixed: Collection[int] = (),
+    calibrated: Collection[int] = (),
     track: Track = silent,
 ) -> tuple[Scene, RefineReport]:
     """Return the scene with cameras and depth that fit the matches, if that is an improvement.
@@ -115,6 +117,7 @@ def refine_scene(
         config: what to refine, and the limits.
         rgb_of: returns the photo of a view, to find image features.
         fixed: views whose cameras stay where they are.
+        calibrated: views whose principal points are known, too, not only their focal lengths.
         track: told the stages "features", "matching" and "refine".
 
     Returns:
@@ -127,14 +130,15 @@ def refine_scene(
     """
     require_pycolmap()
     evidence = Evidence(scene, matches, config, rgb_of, track)
-    problem, best = _solved(scene, evidence, config, fixed, track)
+    problem_for = partial(problem_of, scene, fixed=fixed, calibrated=calibrated)
+    problem, best = _solved(scene, evidence, config, problem_for, track)
     while evidence.from_features and not fixed and not best.report.reason:
         odd = contradicted_view(problem, best.rig, best.used)
         if odd is None:
             break
         logger.info("others contradict what %s shows: tried without it", scene.views[odd].name)
         evidence.ignored.add(odd)
-        problem, best = _solved(scene, evidence, config, fixed, track)
+        problem, best = _solved(scene, evidence, config, problem_for, track)
     held = sorted(set(best.used.view.tolist()))
     report = replace(best.report, refined=tuple(scene.views[n].name for n in held))
     if evidence.from_features and not problem.constant_pose.any():
@@ -169,16 +173,16 @@ def _solved(
     scene: Scene,
     evidence: Evidence,
     config: RefineConfig,
-    fixed: Collection[int],
+    problem_for: Callable[[RefineConfig], tuple[Problem, Rig]],
     track: Track,
 ) -> tuple[Problem, _Attempt]:
     """Return the best attempt: with one focal length for all where that may be, else with many."""
     is_open = config.shared_focal is None and config.refine_focal
     shared = same_lens(scene.views) if is_open else bool(config.shared_focal)
-    problem, start = problem_of(scene, replace(config, shared_focal=shared), fixed)
+    problem, start = problem_for(replace(config, shared_focal=shared))
     best = _best_attempt(scene, problem, start, evidence, track)
     if is_open and shared:
-        others, start = problem_of(scene, replace(config, shared_focal=False), fixed)
+        others, start = problem_for(replace(config, shared_focal=False))
         if best.report.reason or _would_pay(others, start, best, track):
             free = _best_attempt(scene, others, start, evidence, track)
             if _pays(free.report, best.report):

@@ -78,8 +78,8 @@ class _Parameters:
 
     The latter, principal point (in long edges) and radial distortion, are not adjusted: they come
     last, and have `spread` for a standard deviation. So does the focal length (its logarithm) of
-    two views: these fit any so well that a little distortion decides. What is known has the place
-    after the last.
+    two views: these fit any so well that a little distortion decides. What is known, such as a
+    focal length that was given, has the place after the last.
     """
 
     place: Int64[Tensor, "view 10"]
@@ -90,32 +90,42 @@ class _Parameters:
 def _parameters(problem: Problem, held: list[int]) -> _Parameters:
     """Return the parameters of the views that tracks see."""
     place = torch.full((len(problem.unit), _N_PARAMETERS), -1, dtype=torch.int64)
-    n_adjusted, lenses = 0, list[list[int]]()
+    n_adjusted = 0
     for n in held:
         if not problem.constant_pose[n]:
             place[n, :6] = torch.arange(n_adjusted, n_adjusted + 6)
             n_adjusted += 6
-        if not problem.constant_focal[n]:
-            if not lenses or not problem.config.shared_focal:
-                lenses.append([])
-            lenses[-1].append(n)
     first = 7 if len(held) > 2 else 6  # of a lens's parameters, the first that is not adjusted
-    for k, views in enumerate(lenses):
-        place[views, 6:first] = n_adjusted + k
-    n_adjusted += (first - 6) * len(lenses)
-    n_known = _N_PARAMETERS - first
-    for k, views in enumerate(lenses):
-        place[views, first:] = n_adjusted + n_known * k + torch.arange(n_known)
-    n_all = n_adjusted + n_known * len(lenses)
+    by_focal = [n for n in held if not problem.constant_focal[n]]
+    by_centre = [n for n in held if problem.constant_focal[n] and problem.centre_spread[n] > 0]
+    lenses = [(first, views) for views in _lenses(by_focal, problem)]
+    if first == 7:
+        for _, views in lenses:
+            place[views, 6] = n_adjusted
+            n_adjusted += 1
+    lenses += [(7, views) for views in _lenses(by_centre, problem)]
     centre_spread = problem.centre_spread / UNIT
     bend_spread = torch.where(centre_spread > 0, _BEND_SPREAD, 0.0)
     focal_spread = _FAR_OFF * problem.focal_spread  # matters for two views alone
     spread = torch.stack((focal_spread, centre_spread, centre_spread, bend_spread), dim=1)
+    considered = [torch.zeros(0, dtype=torch.float64)]
+    n_all = n_adjusted
+    for start, views in lenses:
+        place[views, start:] = n_all + torch.arange(_N_PARAMETERS - start)
+        considered.append(spread[views[0], start - 6 :])
+        n_all += _N_PARAMETERS - start
     return _Parameters(
         place=torch.where(place < 0, n_all, place),
         n_adjusted=n_adjusted,
-        spread=spread[[views[0] for views in lenses], first - 6 :].flatten(),
+        spread=torch.cat(considered),
     )
+
+
+def _lenses(views: list[int], problem: Problem) -> list[list[int]]:
+    """Return which of the views share a lens."""
+    if problem.config.shared_focal:
+        return [views] if views else []
+    return [[n] for n in views]
 
 
 def _normal_matrix(

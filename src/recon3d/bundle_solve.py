@@ -101,8 +101,17 @@ def require_pycolmap() -> ModuleType:
     return pycolmap
 
 
-def problem_of(scene: Scene, config: RefineConfig, fixed: Collection[int]) -> tuple[Problem, Rig]:
-    """Return what stays and the cameras to start from; `fixed` views keep their place."""
+def problem_of(
+    scene: Scene,
+    config: RefineConfig,
+    fixed: Collection[int],
+    calibrated: Collection[int] = (),
+) -> tuple[Problem, Rig]:
+    """Return what stays and the cameras to start from.
+
+    `fixed` views keep their place; of `calibrated` ones the whole lens is known, of others, where
+    the focal length was given, that alone.
+    """
     intrinsics = scene.intrinsics.double().cpu()
     focal_px = intrinsics[:, [0, 1], [0, 1]]
     unit_x = torch.tensor(
@@ -117,6 +126,7 @@ def problem_of(scene: Scene, config: RefineConfig, fixed: Collection[int]) -> tu
     constant = given | (not config.refine_focal)
     if config.shared_focal and not bool(given.all()):
         focal = torch.where(given, focal, focal[~given].median())
+    is_calibrated = torch.tensor([n in calibrated for n in range(len(scene.views))])
     problem = Problem(
         unit=unit_x[:, None] * focal_px[:, :1] / focal_px,
         centre=intrinsics[:, :2, 2],
@@ -125,7 +135,7 @@ def problem_of(scene: Scene, config: RefineConfig, fixed: Collection[int]) -> tu
             [_SPREAD.get(verdict.focal_source, 1.0) for verdict in scene.verdicts],
             dtype=torch.float64,
         ),
-        centre_spread=torch.where(constant, 0.0, _CENTRE_SPREAD).double(),
+        centre_spread=torch.where(is_calibrated, 0.0, _CENTRE_SPREAD).double(),
         constant_focal=constant,
         constant_pose=torch.tensor([n in fixed for n in range(len(scene.views))]),
         config=config,

@@ -84,12 +84,15 @@ def refined(
     """
     number = {view.name: n for n, view in enumerate(material.views)}
     members = [number[view.name] for view in scene.views]
+    given = {
+        k: camera
+        for k, n in enumerate(members)
+        if material.cameras and (camera := material.cameras[n]) is not None
+    }
     poses = {
         k: camera.cam2world.double().cpu()
-        for k, n in enumerate(members)
-        if material.cameras
-        and (camera := material.cameras[n]) is not None
-        and camera.cam2world is not None
+        for k, camera in given.items()
+        if camera.cam2world is not None
     }
     are_fixed = config.align.cameras_are is CamerasAre.FIXED
     new = {n: k for k, n in enumerate(members)}
@@ -102,6 +105,7 @@ def refined(
         bundle,
         rgb_of=material.rgb_of,
         fixed=list(poses) if are_fixed else [],
+        calibrated=[k for k, camera in given.items() if camera.intrinsics is not None],
         track=track,
     )
     if report.improved and poses and not are_fixed:
