@@ -34,6 +34,13 @@ def encode(extension: str, rgb: np.ndarray, options: Sequence[int] = ()) -> byte
     return data.tobytes()
 
 
+def encode_transparent(
+    extension: str, rgb: np.ndarray, alpha: np.ndarray, options: Sequence[int] = ()
+) -> bytes:
+    """Return a file with an alpha channel; the colours of transparent pixels are kept."""
+    return encode(extension, np.dstack((rgb[..., ::-1], alpha)), options)
+
+
 def directory(order: str, entries: dict[int, tuple], start: int) -> bytes:
     """Return a TIFF directory at offset `start`; values are ints (SHORT, LONG) or fractions."""
     body = struct.pack(order + "H", len(entries))
@@ -76,41 +83,49 @@ def with_exif(data: bytes, block: bytes, width: int, height: int) -> bytes:
         chunk = b"eXIf" + block
         head = struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk))
         return data[:33] + head + data[33:]
-    extended = bytes([8, 0, 0, 0])  # the flag "has EXIF"
+    has_alpha = data[12:16] == b"VP8L" and data[24] & 16
+    extended = bytes([24 if has_alpha else 8, 0, 0, 0])  # the flags "has alpha", "has EXIF"
     extended += (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     chunks = b"VP8X" + struct.pack("<I", len(extended)) + extended + data[12:]
     chunks += b"EXIF" + struct.pack("<I", len(block)) + block + b"\0" * (len(block) % 2)
     return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
 
 
-def tiff(rgb: np.ndarray, order: str, orientation: int | None = None) -> bytes:
-    """Return an uncompressed TIFF in the given byte order; the orientation tag is optional."""
-    height, width, _ = rgb.shape
+def tiff(
+    rgb: np.ndarray, order: str, orientation: int | None = None, fourth: int | None = None
+) -> bytes:
+    """Return an uncompressed TIFF in the given byte order; the orientation tag is optional.
+
+    `fourth` says what a fourth channel is (ExtraSamples: 0 unspecified, 2 alpha).
+    """
+    height, width, n_channels = rgb.shape
     pixels = rgb.tobytes()
     entries: dict[int, tuple] = {
         256: (3, width),
         257: (3, height),
-        258: (3, 8, 8, 8),
+        258: (3, *(8,) * n_channels),
         259: (3, 1),
         262: (3, 2),
         273: (4, 8),
-        277: (3, 3),
+        277: (3, n_channels),
         278: (3, height),
         279: (4, len(pixels)),
         284: (3, 1),
     }
     if orientation is not None:
         entries[274] = (3, orientation)
+    if fourth is not None:
+        entries[338] = (3, fourth)
     head = b"II*\0" if order == "<" else b"MM\0*"
     start = 8 + len(pixels)
     return head + struct.pack(order + "I", start) + pixels + directory(order, entries, start)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """Return a PNG that claims a size and holds hardly any data."""
+def png_header(width: int, height: int, colour_type: int = 2) -> bytes:
+    """Return a PNG that claims a size and holds hardly any data; type 2 is RGB, 6 RGBA."""
     chunks = b""
     for kind, content in (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)),
         (b"IDAT", zlib.compress(b"\0" * 100)),
         (b"IEND", b""),
     ):

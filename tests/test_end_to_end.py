@@ -5,6 +5,7 @@ import json
 from itertools import combinations, permutations
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -165,6 +166,31 @@ def test_photos_that_the_network_cannot_join_are_joined_by_features(
     code, _, _ = run_samples(inputs, tmp_path, *options, "--no-refine", "--overwrite")
     assert code == 4
     assert "no two of the 4 photos overlap confidently" in capsys.readouterr().err
+
+
+def test_transparent_pixels_count_as_masked_ones(tmp_path: Path) -> None:
+    for name in ("plain", "masks", "transparent", "opaque"):
+        (tmp_path / name).mkdir()
+    for path in sorted((SAMPLES / "object" / "images").glob("*.jpg"))[:3]:
+        bgr = cv2.imread(str(path))
+        alpha = np.full(bgr.shape[:2], 255, np.uint8)
+        bgr[:, : bgr.shape[1] // 2] = (255, 0, 255)
+        cv2.imwrite(str(tmp_path / "plain" / f"{path.stem}.png"), bgr)
+        cv2.imwrite(str(tmp_path / "opaque" / f"{path.stem}.png"), np.dstack((bgr, alpha)))
+        alpha[:, : bgr.shape[1] // 2] = 0
+        cv2.imwrite(str(tmp_path / "masks" / f"{path.stem}.png.png"), alpha)
+        cv2.imwrite(str(tmp_path / "transparent" / f"{path.stem}.png"), np.dstack((bgr, alpha)))
+
+    def cloud(name: str, *options: str) -> bytes:
+        inputs = [str(tmp_path / name)]
+        code, path, _ = run_samples(inputs, tmp_path, "--no-refine", "--overwrite", *options)
+        assert code == 0
+        return path.read_bytes()
+
+    plain, masked = cloud("plain"), cloud("plain", "--masks", str(tmp_path / "masks"))
+    assert len(masked) < 0.7 * len(plain)
+    assert cloud("transparent") == masked
+    assert cloud("opaque") == plain
 
 
 def test_photos_of_another_scene_are_left_out(tmp_path: Path) -> None:

@@ -83,6 +83,18 @@ def test_features_come_the_largest_first() -> None:
     assert seen == sorted(seen)
 
 
+def test_masked_features_are_left_out() -> None:
+    everywhere = found()[0].pixels
+    view = VIEWS[0]
+    mask = torch.zeros(view.image.shape[1:], dtype=torch.bool)
+    mask[20:, 31:77] = True
+    hidden = replace(view, mask=mask)
+    kept = find_features(hidden, lambda _: PICTURES["0.png"], RefineConfig()).pixels
+    x, y = everywhere.T
+    assert torch.equal(kept, everywhere[(x >= 31) & (x < 77) & (y >= 20)])
+    assert 0 < len(kept) < len(everywhere)
+
+
 def test_of_many_photos_each_is_compared_with_those_that_look_alike() -> None:
     known = found() | {3: found()[0], 4: found()[2]}
     pairs = list(combinations(range(5), 2))

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picture_bytes import encode, exif_block, png_header, quarters, texture, tiff, with_exif
+from picture_bytes import (
+    encode,
+    encode_transparent,
+    exif_block,
+    png_header,
+    quarters,
+    texture,
+    tiff,
+    with_exif,
+)
 from recon3d.errors import InputError
 from recon3d.exif import Exif, focal_px, read_directory, read_exif
 from recon3d.image_header import image_format, read_header
@@ -59,6 +68,40 @@ def test_huge_sizes_are_read_not_decoded():
     struct.pack_into(">HH", data, frame + 5, 30000, 29999)
     header = read_header(bytes(data))
     assert (header.width, header.height) == (29999, 30000)
+
+
+LOSSLESS = (cv2.IMWRITE_WEBP_QUALITY, 101)
+
+
+@pytest.mark.parametrize(
+    ("extension", "options"),
+    [(".png", ()), (".webp", ()), (".webp", LOSSLESS), (".tif", ())],
+)
+def test_alpha_is_told_by_the_header(extension, options):
+    rgb, alpha = texture(30, 20), np.full((20, 30), 9, np.uint8)
+    assert not read_header(encode(extension, rgb, options)).has_alpha
+    assert read_header(encode_transparent(extension, rgb, alpha, options)).has_alpha
+
+
+def test_alpha_of_odd_files():
+    rgb, alpha = texture(30, 20), np.full((20, 30), 9, np.uint8)
+    # lossless WebP in a container
+    inside = with_exif(encode_transparent(".webp", rgb, alpha, LOSSLESS), exif_block(1), 30, 20)
+    assert read_header(inside).has_alpha
+    plain = with_exif(encode(".webp", rgb, LOSSLESS), exif_block(1), 30, 20)
+    assert not read_header(plain).has_alpha
+    four = np.dstack((rgb, alpha))
+    # undeclared, unspecified (infrared, say), premultiplied, and plain alpha
+    told = [read_header(tiff(four, "<", fourth=k)).has_alpha for k in (None, 0, 1, 2)]
+    assert told == [True, False, True, True]
+    cmyk = bytearray(tiff(four, "<"))
+    colours = cmyk.rindex(struct.pack("<HHI", 262, 3, 1)) + 8
+    struct.pack_into("<H", cmyk, colours, 5)
+    assert not read_header(bytes(cmyk)).has_alpha
+    palette = bytearray(png_header(30, 20, colour_type=3))
+    assert not read_header(bytes(palette)).has_alpha
+    palette[33:33] = struct.pack(">I", 1) + b"tRNS" + bytes(5)
+    assert read_header(bytes(palette)).has_alpha
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

@@ -16,7 +16,7 @@ LAYERS = (
     "synth.ground synth.materials",
     "geometry attention compiled published cameras matches ply glb scene_file views baselines",
     "heads match_file known_cameras tracks features wide_check given_files masks "
-    "scale checkpoint sweep parallel repeats synth.shapes",
+    "scale checkpoint sweep parallel repeats decode synth.shapes",
     "photos given clean model skips losses sharpen patch_net parallax sweep_check partners "
     "align_samples synth.surface synth.furniture",
     "croco wide_features sweep_levels metrics throughput train_state weights predict align_focal "

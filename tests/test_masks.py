@@ -14,8 +14,8 @@ import torch
 from exact_scene import blank_view
 from picture_bytes import encode, exif_block, png_header, quarters, with_exif
 from recon3d.config import PhotoConfig
-from recon3d.errors import UsageError
-from recon3d.masks import read_masks
+from recon3d.errors import InputError, UsageError
+from recon3d.masks import read_masks, with_masks
 from recon3d.photos import read_photo
 from recon3d.views import make_view
 
@@ -64,6 +64,50 @@ def test_masks_that_leave_nothing(tmp_path, caplog):
     write(tmp_path / "b.jpg.png", black)
     with pytest.raises(UsageError, match=r"all 2 masks are black everywhere.* Paint white what"):
         read_masks(tmp_path, [view("a.jpg"), view("b.jpg")])
+
+
+def transparent(name, opaque):
+    return replace(view(name), mask=expected(opaque))
+
+
+def test_what_is_opaque_and_what_is_painted_count_together(tmp_path):
+    write(tmp_path / "a.jpg.png", levels(seed=1))
+    write(tmp_path / "b.jpg.png", levels(seed=2))
+    views = [
+        transparent("a.jpg", levels()),
+        view("b.jpg"),
+        transparent("c.jpg", levels()),
+        view("d.jpg"),
+    ]
+    both, painted, opaque, neither = with_masks(views, tmp_path)
+    assert torch.equal(both.mask, expected(levels()) & expected(levels(seed=1)))
+    assert torch.equal(painted.mask, expected(levels(seed=2)))
+    assert torch.equal(opaque.mask, expected(levels()))
+    assert neither.mask is None
+    assert [one.mask is None for one in with_masks(views, None)] == [False, True, False, True]
+
+
+def test_photos_that_are_transparent_everywhere(tmp_path, caplog):
+    nothing = transparent("a.jpg", 0 * levels())
+    first, second = with_masks([nothing, view("b.jpg")], None)
+    assert not bool(first.mask.any())
+    assert second.mask is None
+    assert "1 photos are transparent everywhere and not used ('a.jpg')" in caplog.text
+    with pytest.raises(InputError, match=r"all 2 photos are transparent everywhere, .* Give"):
+        with_masks([nothing, nothing], None)
+    # what the mask lets count is transparent
+    write(tmp_path / "a.jpg.png")
+    half = transparent("a.jpg", 255 - levels())
+    with_masks([half, view("b.jpg")], tmp_path)
+    assert "1 photos are transparent everywhere where their masks are not black" in caplog.text
+    # what is black already is not named again
+    write(tmp_path / "a.jpg.png", 0 * levels())
+    caplog.clear()
+    with_masks([half, view("b.jpg")], tmp_path)
+    assert "transparent" not in caplog.text
+    write(tmp_path / "b.jpg.png")
+    with pytest.raises(InputError, match="all 2 photos are transparent everywhere where their"):
+        with_masks([half, transparent("b.jpg", 255 - levels())], tmp_path)
 
 
 def test_the_best_name_wins(tmp_path):

@@ -184,6 +184,26 @@ def test_predictions_pass_through_the_collection() -> None:
     assert [(one.i, one.j) for one in found] == [(p.i, p.j) for p in predictions]
 
 
+@pytest.mark.parametrize("with_descriptors", [False, True])
+def test_masked_pixels_do_not_match(with_descriptors: bool) -> None:
+    one = described(3) if with_descriptors else exact_scene(2).predictions()[0]
+    masks = [torch.ones_like(one.confidence_i, dtype=torch.bool), None]
+    masks[0][:, : masks[0].shape[1] // 2] = False
+    everywhere: list[Matches] = []
+    visible: list[Matches] = []
+    one = replace(one, i=0, j=1)
+    list(collect_matches([one], everywhere, MatchConfig(stride=1, max_matches=9999)))
+    (passed,) = collect_matches([one], visible, MatchConfig(stride=1, max_matches=9999), masks)
+    assert passed is one
+    limit = masks[0].shape[1] // 2
+    assert bool((everywhere[0].pixels_i[:, 0] < limit).any())
+    assert len(visible[0].pixels_i) > 20
+    assert bool((visible[0].pixels_i[:, 0] > limit).all())
+    swapped: list[Matches] = []
+    list(collect_matches([replace(one, i=1, j=0)], swapped, MatchConfig(stride=1), [None, None]))
+    assert bool((swapped[0].pixels_i[:, 0] < limit).any())
+
+
 def test_orders_are_merged_by_confidence() -> None:
     merged = merge_orders(
         [

@@ -14,6 +14,7 @@ import torch
 from picture_bytes import (
     MARKS,
     encode,
+    encode_transparent,
     exif_block,
     png_header,
     quarters,
@@ -186,6 +187,67 @@ def test_colour_grey_16_bit_alpha_and_hash(tmp_path):
         np.testing.assert_array_equal(grey, np.repeat(rgb[..., :1], 3, axis=-1))
     with_alpha = np.dstack((rgb[..., ::-1], np.full((40, 60), 7, np.uint8)))
     np.testing.assert_array_equal(read(tmp_path, encode(".png", with_alpha)).rgb, rgb)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("extension", [".png", ".webp", "tiff <", "tiff >"])
+def test_transparent_pixels_are_turned_with_the_photo(tmp_path, extension, orientation):
+    stored = quarters(48, 32)
+    shown = (stored != MARKS[0]).any(-1)  # not the red quarter
+    alpha = np.where(shown, np.uint8(255), np.uint8(0))
+    alpha[16:, :] = 1  # hardly opaque
+    if extension.startswith("tiff"):
+        data = tiff(np.dstack((stored, alpha)), extension[-1], orientation, fourth=1)
+    else:
+        lossless = (cv2.IMWRITE_WEBP_QUALITY, 101) if extension == ".webp" else ()
+        data = encode_transparent(extension, stored, alpha, lossless)
+        data = with_exif(data, exif_block(orientation), 48, 32)
+    photo = read(tmp_path, data)
+    np.testing.assert_array_equal(photo.opaque, TURNS[orientation](shown))
+    np.testing.assert_array_equal(photo.rgb[photo.opaque], TURNS[orientation](stored)[photo.opaque])
+
+
+def test_transparency_of_grey_palette_and_16_bit(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    rgb, alpha = texture(60, 40), np.zeros((40, 60), np.uint8)
+    alpha[10:, 20:] = 200
+    path = tmp_path / "a.png"
+    image.fromarray(np.dstack((rgb, alpha))).convert("LA").save(path)
+    np.testing.assert_array_equal(read_photo(path, "a", CONFIG).opaque, alpha > 0)
+    colours = image.fromarray(rgb).quantize(16)
+    colours.save(path, transparency=bytes([0, 1]))
+    np.testing.assert_array_equal(read_photo(path, "a", CONFIG).opaque, np.asarray(colours) > 0)
+    deep = np.dstack((rgb[..., ::-1].astype(np.uint16) * 257 - 1, alpha.astype(np.uint16)))
+    for extension in (".png", ".tif"):
+        photo = read(tmp_path, encode(extension, deep))
+        plain = read(tmp_path, encode(extension, deep[..., 2::-1]))
+        np.testing.assert_array_equal(photo.opaque, alpha > 0)
+        if extension == ".png":  # TIFF multiplies its colours by alpha
+            np.testing.assert_array_equal(photo.rgb, plain.rgb)
+
+
+@pytest.mark.parametrize(
+    ("extension", "options"),
+    [(".png", ()), (".webp", ()), (".webp", (cv2.IMWRITE_WEBP_QUALITY, 101)), (".tif", ())],
+)
+def test_an_opaque_photo_with_alpha_is_the_photo_without(tmp_path, extension, options):
+    rgb, alpha = texture(60, 40), np.full((40, 60), 255, np.uint8)
+    photo = read(tmp_path, encode_transparent(extension, rgb, alpha, options))
+    plain = read(tmp_path, encode(extension, rgb, options))
+    assert photo.opaque is None
+    assert make_view(photo, 64, 16).mask is None
+    np.testing.assert_array_equal(photo.rgb, plain.rgb)
+
+
+def test_a_fourth_channel_that_is_not_alpha_hides_nothing(tmp_path):
+    four = np.dstack((texture(60, 40), np.zeros((40, 60), np.uint8)))
+    assert read(tmp_path, tiff(four, "<", fourth=0)).opaque is None
+
+
+def test_sizes_are_checked_before_transparency_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(InputError, match="30000 x 30000 pixels, over the limit"):
+        read(tmp_path, png_header(30000, 30000, colour_type=6))
 
 
 @pytest.mark.parametrize("reduce", [False, True])

@@ -10,7 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
-from picture_bytes import EXTENSIONS, encode, exif_block, quarters, texture, with_exif
+from picture_bytes import (
+    EXTENSIONS,
+    encode,
+    encode_transparent,
+    exif_block,
+    quarters,
+    texture,
+    with_exif,
+)
 from recon3d.config import PhotoConfig
 from recon3d.errors import InputError
 from recon3d.photos import read_photo
@@ -31,10 +39,14 @@ def read(folder: Path, data: bytes):
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_cut_short_is_unreadable(tmp_path, extension):
-    data = encode(extension, texture(320, 240))
-    for share in (0.02, 0.3, 0.7, 0.98):
-        with pytest.raises(InputError, match=r"damaged or cut short|not a photograph"):
-            read(tmp_path, data[: int(len(data) * share)])
+    alpha = np.eye(240, 320, dtype=np.uint8)
+    for data in (
+        encode(extension, texture(320, 240)),
+        encode_transparent(extension, texture(320, 240), alpha),
+    ):
+        for share in (0.02, 0.3, 0.7, 0.98):
+            with pytest.raises(InputError, match=r"damaged or cut short|not a photograph"):
+                read(tmp_path, data[: int(len(data) * share)])
 
 
 @pytest.mark.parametrize("progressive", [0, 1])
@@ -66,11 +78,15 @@ def test_jpeg_that_lacks_only_its_end_marker_is_whole(tmp_path, progressive, see
     assert capfd.readouterr().err == "back"
 
 
+@pytest.mark.parametrize("alpha", [False, True])
 @pytest.mark.parametrize("extension", EXTENSIONS)
-def test_fuzz_gives_a_photo_or_a_reason(tmp_path, extension):
+def test_fuzz_gives_a_photo_or_a_reason(tmp_path, extension, alpha):
     source = random.Random(extension)
     width, height = 48, 33
     whole = encode(extension, texture(width, height))
+    if alpha:
+        hidden = np.eye(height, width, dtype=np.uint8)
+        whole = encode_transparent(extension, texture(width, height), hidden)
     if extension in (".jpg", ".png", ".webp"):
         block = exif_block(6, {0xA405: (3, 28), 0x920A: (5, 28, 1)})
         whole = with_exif(whole, block, width, height)
@@ -90,7 +106,9 @@ def test_fuzz_gives_a_photo_or_a_reason(tmp_path, extension):
         except InputError as error:
             reasons.add(str(error))
             continue
-        assert make_view(photo, 64, 16).image.isfinite().all()
+        view = make_view(photo, 64, 16)
+        assert view.image.isfinite().all()
+        assert view.mask is None or view.mask.shape == view.image.shape[1:]
         read_well += 1
     assert 0 < read_well < 200
     assert not any("\n" in reason for reason in reasons)
@@ -115,7 +133,7 @@ def test_heic_through_its_reader(tmp_path, monkeypatch):
             self.info = info
 
         def __array__(self, dtype=None, copy=None):
-            return np.dstack((pixels, np.zeros((48, 64), np.uint8)))
+            return np.dstack((pixels, np.eye(48, 64, dtype=np.uint8)))
 
     def open_heif(data, *, convert_hdr_to_8bit):
         assert convert_hdr_to_8bit
@@ -128,6 +146,7 @@ def test_heic_through_its_reader(tmp_path, monkeypatch):
     head = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"
     photo = read(tmp_path, head + bytes(50))
     np.testing.assert_array_equal(photo.rgb, pixels)
+    np.testing.assert_array_equal(photo.opaque, np.eye(48, 64) > 0)
     assert photo.focal_px == pytest.approx(26 / 43.2666 * 80, rel=1e-4)
     with pytest.raises(InputError, match="HEIC data"):
         read(tmp_path, head)

@@ -203,6 +203,29 @@ def test_known_cameras_and_masks_reach_the_alignment(
     assert bool(seen["masks"][2][:, 25:].all())
 
 
+def test_transparent_pixels_are_masked_and_masks_count_as_well(
+    small: str, photos: Path, seen: dict[str, object], tmp_path: Path
+):
+    bgr = cv2.imread(str(photos / "1.png"))
+    alpha = np.full(bgr.shape[:2], 255, np.uint8)
+    alpha[:30] = 0
+    cv2.imwrite(str(photos / "1.png"), np.dstack((bgr, alpha)))
+    reconstruct([str(photos)], config(small))
+    assert seen["masks"][0] is seen["masks"][2] is None
+    top, bottom = seen["masks"][1][:16], seen["masks"][1][16:]
+    assert not bool(top.any())
+    assert bool(bottom.all())
+    black = np.zeros(bgr.shape[:2], np.uint8)
+    black[:, 40:] = 255
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "masks" / "1.png.png"), black)
+    scene = reconstruct([str(photos)], config(small, masks=str(tmp_path / "masks")))
+    both = torch.zeros(32, 48, dtype=torch.bool)
+    both[16:, 24:] = True
+    assert torch.equal(seen["masks"][1], both)
+    assert torch.equal(scene.views[1].mask, both)
+
+
 def test_given_cameras_are_not_refined(
     small: str,
     photos: Path,

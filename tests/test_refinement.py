@@ -271,6 +271,38 @@ def test_a_stray_has_the_depth_and_the_focal_that_the_network_gives_it_alone():
     assert scene.left_out == (LeftOut(name="2.jpg", reason=scene.left_out[0].reason),)
 
 
+def test_a_stray_has_no_depth_where_it_is_masked():
+    truth = exact_scene(3)
+    scene, predictions = partial(truth, 2)
+    own = next(p for p in predictions if p.i == 2)
+    mask = torch.ones(truth.depth[2].shape, dtype=torch.bool)
+    mask[:, :20] = False
+    own.pointmap_i_in_i[:, :20] *= torch.tensor([1.0, 1.0, 3.0])  # would spoil the focal length
+    views = (*truth.views[:2], dataclasses.replace(truth.views[2], mask=mask))
+    extended = with_strays(scene, {2: own}, views, AlignConfig())
+    assert torch.equal(extended.depth[2] > 0, mask)
+    assert torch.equal(extended.confidence[2] > 0, mask)
+    assert float(extended.intrinsics[2, 0, 0]) == pytest.approx(float(truth.focal[2]), rel=1e-3)
+
+
+def test_a_photo_without_a_pixel_that_counts_is_not_adopted(monkeypatch: pytest.MonkeyPatch):
+    truth = exact_scene(4)
+    scene, predictions = partial(truth, 3)
+    sizes = []
+
+    def refine_scene(given: Scene, *_: object, **__: object) -> tuple[Scene, RefineReport]:
+        sizes.append(len(given.views))
+        return given, report(refined=tuple(view.name for view in given.views))
+
+    monkeypatch.setattr(refinement, "refine_scene", refine_scene)
+    nothing = torch.zeros(truth.depth[3].shape, dtype=torch.bool)
+    blank = dataclasses.replace(truth.views[3], mask=nothing)
+    given = material(truth, predictions, views=(*truth.views[:3], blank))
+    better, _ = refined_with_strays(scene, given, RunConfig())
+    assert sizes == [3]
+    assert [view.name for view in better.views] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
 @pytest.mark.parametrize("parallax", [True, False, None])
 def test_without_parallax_nobody_knows_where_cameras_stand(
     parallax: bool | None, caplog: pytest.LogCaptureFixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -148,6 +149,25 @@ def test_map_is_scale_then_crop():
     expected = [[330 / 333, 0, -5], [0, 512 / 517, 0], [0, 0, 1]]
     torch.testing.assert_close(view.photo2view, torch.tensor(expected))
     assert view.image.shape == (3, 512, 320)
+
+
+def test_transparent_pixels_are_masked_where_view_pixels_have_their_centres():
+    opaque = np.random.default_rng(0).random((517, 333)) < 0.5
+    whole = photo(texture(333, 517))
+    assert make_view(whole, 224, 16).mask is None
+    view = make_view(replace(whole, opaque=opaque), 224, 16)
+    assert torch.equal(view.image, make_view(whole, 224, 16).image)
+    view2photo = torch.linalg.inv(view.photo2view.double())
+    for y in range(view.image.shape[1]):
+        for x in range(view.image.shape[2]):
+            column, row, _ = (view2photo @ torch.tensor([x + 0.5, y + 0.5, 1.0]).double()).tolist()
+            assert bool(view.mask[y, x]) == bool(opaque[int(row), int(column)])
+
+
+def test_transparency_of_a_photo_decoded_at_half_its_size():
+    opaque = np.random.default_rng(0).random((256, 192)) < 0.5
+    view = make_view(replace(photo(texture(192, 256), factor=2), opaque=opaque), 128, 16)
+    np.testing.assert_array_equal(view.mask, opaque[1::2, 1::2])
 
 
 def test_range_and_layout_of_the_image():

@@ -55,6 +55,18 @@ def test_every_compression_finds_the_same_places() -> None:
         assert float(distance[own].median()) < 0.25
 
 
+def test_masked_features_are_left_out() -> None:
+    mask = torch.ones(VIEW.image.shape[1:], dtype=torch.bool)
+    mask[:, 80:] = False
+    masked = find_wide_features(replace(VIEW, mask=mask), lambda _: blobs(), CONFIG)
+    everywhere = found(blobs())
+    kept = everywhere.pixels[:, 0] < 80
+    assert torch.equal(masked.pixels, everywhere.pixels[kept])
+    assert torch.equal(masked.frames, everywhere.frames[kept])
+    assert torch.equal(masked.descriptors, everywhere.descriptors[kept])
+    assert 0 < len(masked.pixels) < len(kept)
+
+
 def test_the_uncompressed_photo_has_the_features_of_plain_sift() -> None:
     config = RefineConfig(max_features=200, wide_features=200)
     plain = find_features(VIEW, lambda _: blobs(), config)

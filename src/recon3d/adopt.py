@@ -57,6 +57,9 @@ def strays_alone(
     intrinsics, depth, confidence, verdicts = [], [], [], []
     for n, prediction in strays.items():
         points = prediction.pointmap_i_in_i.float()
+        mask = views[n].mask
+        if mask is not None:
+            points = points.masked_fill(~mask.to(points.device)[..., None], torch.nan)
         trust = prediction.confidence_i.float()
         known = (points[..., 2] > 0) & points.isfinite().all(-1) & trust.isfinite()
         given = cameras[n] if cameras else None

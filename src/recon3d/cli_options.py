@@ -63,7 +63,10 @@ CamerasAreOption = Annotated[
 ]
 MasksOption = Annotated[
     str | None,
-    typer.Option("--masks", help="Folder of masks IMG.jpg.png; black pixels are ignored."),
+    typer.Option(
+        "--masks",
+        help="Folder of masks IMG.jpg.png; black is ignored, like what is transparent in photos.",
+    ),
 ]
 ScaleFromOption = Annotated[
     str | None,

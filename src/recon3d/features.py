@@ -55,7 +55,7 @@ def view_rgb(view: View) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def find_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> Features:
-    """Return the SIFT features of a view, found in its photo; those outside the view are dropped.
+    """Return the SIFT features of a view, found in its photo; others and masked ones are dropped.
 
     Raises:
         ValueError: when the picture has not the photo's shape nor the view's.
@@ -125,9 +125,13 @@ def in_opencv(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
 
 
 def is_inside(view: View, pixels: Float64[np.ndarray, "pixel 2"]) -> Bool[np.ndarray, " pixel"]:
-    """Say which pixels lie in the view."""
-    inside: np.ndarray = (pixels >= 0) & (pixels < np.array(view.image.shape[:0:-1]))
-    return np.asarray(inside.all(axis=1))
+    """Say which pixels lie in the view, and not where its mask hides it."""
+    within: np.ndarray = (pixels >= 0) & (pixels < np.array(view.image.shape[:0:-1]))
+    inside = np.asarray(within.all(axis=1))
+    if view.mask is not None:
+        column, row = pixels[inside].astype(np.int64).T
+        inside[inside] = view.mask.numpy()[row, column]
+    return inside
 
 
 def grey_photo(

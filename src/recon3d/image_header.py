@@ -9,6 +9,7 @@ Source: ITU-T T.81 annex B (JPEG), PNG 3rd edition, RFC 9649 (WebP), TIFF 6.0, B
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from recon3d.errors import InputError
 from recon3d.exif import (
@@ -24,7 +25,8 @@ JPEG_END = b"\xff\xd9"
 """The marker behind the last pixel."""
 
 _MAX_STEPS = 200_000  # segments or chunks walked in one file: hostile files hold millions
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_COLOURS, _TIFF_SAMPLES, _TIFF_EXTRA = 256, 257, 262, 277, 338
+_TIFF_RGB, _TIFF_NO_ALPHA = 2, 0  # colours are RGB; the fourth sample is something else
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -32,7 +34,8 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 class ImageHeader:
     """Size in pixels as stored, before `orientation` (EXIF, 1 to 8) is applied.
 
-    `has_end` is false for a JPEG file without its end marker: cut short, or only that was lost.
+    `has_alpha` says that pixels may be transparent. `has_end` is false for a JPEG file without its
+    end marker: cut short, or only that was lost.
     """
 
     format: str
@@ -40,7 +43,17 @@ class ImageHeader:
     height: int
     orientation: int
     focal_px: float | None
+    has_alpha: bool = False
     has_end: bool = True
+
+
+class _Found(NamedTuple):
+    """What one kind of file says of its picture."""
+
+    width: int
+    height: int
+    exif: Exif
+    has_alpha: bool = False
 
 
 def image_format(data: bytes) -> str | None:
@@ -71,7 +84,7 @@ def read_header(data: bytes) -> ImageHeader:
     if kind not in _READERS:
         raise InputError("not a photograph in a known format (JPEG, PNG, WebP, TIFF, BMP)")
     try:
-        width, height, exif = _READERS[kind](data)
+        width, height, exif, has_alpha = _READERS[kind](data)
     except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise InputError(f"damaged or cut short ({kind.upper()} header)") from error
     if width <= 0 or height <= 0:
@@ -82,6 +95,7 @@ def read_header(data: bytes) -> ImageHeader:
         height=height,
         orientation=exif.orientation,
         focal_px=focal_px(exif, width, height),
+        has_alpha=has_alpha,
         has_end=kind != "jpeg" or _has_jpeg_end(data),
     )
 
@@ -98,7 +112,7 @@ def without_tiff_orientation(data: bytes) -> bytes:
     return upright_tag(data, entry.offset)
 
 
-def _read_jpeg(data: bytes) -> tuple[int, int, Exif]:
+def _read_jpeg(data: bytes) -> _Found:
     size: tuple[int, int] | None = None
     exif: Exif | None = None
     for code, offset in _jpeg_segments(data):
@@ -110,7 +124,7 @@ def _read_jpeg(data: bytes) -> tuple[int, int, Exif]:
             size = (width, height)
     if size is None:
         raise ValueError("no frame header")
-    return *size, exif or Exif()
+    return _Found(*size, exif or Exif())
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -139,17 +153,19 @@ def _has_jpeg_end(data: bytes) -> bool:
     return data.rfind(JPEG_END, scan) >= 0
 
 
-def _read_png(data: bytes) -> tuple[int, int, Exif]:
+def _read_png(data: bytes) -> _Found:
     if data[12:16] != b"IHDR":
         raise ValueError("no IHDR")
     width, height = struct.unpack_from(">II", data, 16)
     exif = Exif()
+    has_alpha = bool(data[25] & 4)  # the bit of the colour type
     offset = 8
     for _ in range(_MAX_STEPS):
         (length,) = struct.unpack_from(">I", data, offset)
         kind = data[offset + 4 : offset + 8]
         if kind == b"IEND":
-            return width, height, exif
+            return _Found(width, height, exif, has_alpha)
+        has_alpha |= kind == b"tRNS"
         if kind == b"eXIf":
             exif = read_exif(data[offset + 8 : offset + 8 + length])
         # A length beyond the file ends the walk with an error at the next read. The decoder
@@ -158,46 +174,54 @@ def _read_png(data: bytes) -> tuple[int, int, Exif]:
     raise ValueError("more chunks than any photograph has")
 
 
-def _read_webp(data: bytes) -> tuple[int, int, Exif]:
+def _read_webp(data: bytes) -> _Found:
     kind = data[12:16]
     if kind == b"VP8 ":
         if data[23:26] != b"\x9d\x01\x2a":
             raise ValueError("no key frame")
         width, height = struct.unpack_from("<HH", data, 26)
-        return width & 0x3FFF, height & 0x3FFF, Exif()
+        return _Found(width & 0x3FFF, height & 0x3FFF, Exif())
     if kind == b"VP8L":
         mark, bits = struct.unpack_from("<BI", data, 20)
         if mark != 0x2F:
             raise ValueError("no lossless signature")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, Exif()
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        return _Found(width, height, Exif(), bool(bits >> 28 & 1))
     if kind != b"VP8X" or len(data) < 30:
         raise ValueError("unknown first chunk")
     width = int.from_bytes(data[24:27], "little") + 1
     height = int.from_bytes(data[27:30], "little") + 1
+    has_alpha = bool(data[20] & 0x10)
     offset = 12
     for _ in range(_MAX_STEPS):
         if offset + 8 > len(data):
             break
         (length,) = struct.unpack_from("<I", data, offset + 4)
         if data[offset : offset + 4] == b"EXIF":
-            return width, height, read_exif(data[offset + 8 : offset + 8 + length])
+            exif = read_exif(data[offset + 8 : offset + 8 + length])
+            return _Found(width, height, exif, has_alpha)
         offset += 8 + length + length % 2
-    return width, height, Exif()
+    return _Found(width, height, Exif(), has_alpha)
 
 
-def _read_tiff(data: bytes) -> tuple[int, int, Exif]:
+def _read_tiff(data: bytes) -> _Found:
     entries = read_directory(data)
     width, height = entries.get(_TIFF_WIDTH), entries.get(_TIFF_HEIGHT)
     if width is None or height is None:
         raise ValueError("no size")
-    return int(width.value), int(height.value), read_exif(data)
+    colours, samples, extra = (
+        entries[tag].value if tag in entries else None
+        for tag in (_TIFF_COLOURS, _TIFF_SAMPLES, _TIFF_EXTRA)
+    )
+    has_alpha = colours == _TIFF_RGB and samples == 4 and extra != _TIFF_NO_ALPHA
+    return _Found(int(width.value), int(height.value), read_exif(data), has_alpha)
 
 
-def _read_bmp(data: bytes) -> tuple[int, int, Exif]:
+def _read_bmp(data: bytes) -> _Found:
     (header_size,) = struct.unpack_from("<I", data, 14)
     layout = "<HH" if header_size == 12 else "<ii"
     width, height = struct.unpack_from(layout, data, 18)
-    return width, abs(height), Exif()  # a negative height means stored from the top
+    return _Found(width, abs(height), Exif())  # a negative height means stored from the top
 
 
 _READERS = {

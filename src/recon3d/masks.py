@@ -1,4 +1,4 @@
-"""Masks from files: which pixels of each view count.
+"""Masks: which pixels of each view count, as files say and as the photos' own transparency does.
 
 A mask belongs to the upright photo, pixel by pixel, or is a smaller or larger copy of it. The
 photo's own EXIF orientation says nothing of it: whoever painted the mask saw the photo either
@@ -13,20 +13,20 @@ import logging
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from recon3d.config import PhotoConfig
 from recon3d.errors import InputError, UsageError
-from recon3d.geometry import pixel_grid
 from recon3d.image_header import ImageHeader, read_header
 from recon3d.types import View
+from recon3d.views import resampled_mask
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,52 @@ MAX_ASPECT_DIFFERENCE = 0.01
 
 _MAX_FILE_BYTES = 256 * 1024 * 1024
 _N_NAMED = 5  # names that one line of warning holds
+
+
+def with_masks(views: Sequence[View], folder: Path | None) -> tuple[View, ...]:
+    """Return the views of which only those pixels count that also their files let count.
+
+    Args:
+        views: their masks say where the photos are opaque.
+        folder: holds the files; None is no files.
+
+    Raises:
+        InputError: no pixel of any photo is left.
+        UsageError: as `read_masks`.
+    """
+    painted = (None,) * len(views) if folder is None else read_masks(folder, views)
+    masks = [_both(view.mask, mask) for view, mask in zip(views, painted, strict=True)]
+    where = "" if folder is None else " where their masks are not black"
+    if all(map(_is_blank, masks)):
+        raise InputError(
+            f"all {len(views)} photos are transparent everywhere{where}, and transparent pixels"
+            " are ignored. Give photos that show something."
+        )
+    lost = [
+        view.name
+        for view, before, after in zip(views, painted, masks, strict=True)
+        if _is_blank(after) and not _is_blank(before)
+    ]
+    if lost:
+        logger.warning(
+            "%d photos are transparent everywhere%s and not used (%s)",
+            len(lost),
+            where,
+            _listed(lost),
+        )
+    return tuple(replace(view, mask=mask) for view, mask in zip(views, masks, strict=True))
+
+
+def _both(
+    first: Bool[Tensor, "height width"] | None, second: Bool[Tensor, "height width"] | None
+) -> Bool[Tensor, "height width"] | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second
+
+
+def _is_blank(mask: Bool[Tensor, "height width"] | None) -> bool:
+    return mask is not None and not bool(mask.any())
 
 
 def read_masks(folder: Path, views: Sequence[View]) -> tuple[Bool[Tensor, "_ _"] | None, ...]:
@@ -61,7 +107,7 @@ def read_masks(folder: Path, views: Sequence[View]) -> tuple[Bool[Tensor, "_ _"]
     if bare:
         logger.warning("%s: %d photos without a mask (%s)", folder, len(bare), _listed(bare))
     masks = tuple(
-        None if path is None else _resample(_read_mask(path, view), view)
+        None if path is None else resampled_mask(_read_mask(path, view), view)
         for path, view in zip(paths, views, strict=True)
     )
     _check_blank(folder, masks, views)
@@ -72,11 +118,7 @@ def _check_blank(
     folder: Path, masks: Sequence[Bool[Tensor, "_ _"] | None], views: Sequence[View]
 ) -> None:
     """Warn of masks that leave nothing of their photos; all of them are a fault."""
-    blank = [
-        view.name
-        for mask, view in zip(masks, views, strict=True)
-        if mask is not None and not bool(mask.any())
-    ]
+    blank = [view.name for mask, view in zip(masks, views, strict=True) if _is_blank(mask)]
     if len(blank) == len(views):
         raise UsageError(
             f"{folder}: all {len(blank)} masks are black everywhere, and black pixels are ignored."
@@ -185,24 +227,3 @@ def _turn(
     if orientation in (7, 8):
         turned = turned[::-1]
     return turned
-
-
-def _resample(
-    mask: Bool[np.ndarray, "mask_height mask_width"], view: View
-) -> Bool[Tensor, "height width"]:
-    """Return the mask at the pixel centres of the view; those beyond its rim take the rim's."""
-    height, width = mask.shape
-    photo2view = view.photo2view.double()
-    # x and y are mapped apart: photo2view scales and shifts
-    x, y = (
-        ((pixels.double() - photo2view[axis, 2]) / photo2view[axis, axis]).numpy()
-        for axis, pixels in enumerate(_centres(view))
-    )
-    column = np.floor(x * width / view.photo_width).astype(np.int64).clip(0, width - 1)
-    row = np.floor(y * height / view.photo_height).astype(np.int64).clip(0, height - 1)
-    return torch.from_numpy(mask[np.ix_(row, column)])
-
-
-def _centres(view: View) -> tuple[Float[Tensor, " width"], Float[Tensor, " height"]]:
-    grid = pixel_grid(*view.image.shape[-2:])
-    return grid[0, :, 0], grid[:, 0, 1]

@@ -5,7 +5,7 @@ unit vectors with the largest dot product (descriptors). Source: Wang et al., DU
 section 3.3; Leroy et al., MASt3R (ECCV 2024), section 3.3.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -144,14 +144,36 @@ def matches_of_prediction(prediction: PairPrediction, config: MatchConfig) -> Ma
 
 
 def collect_matches(
-    predictions: Iterable[PairPrediction], found: list[Matches], config: MatchConfig
+    predictions: Iterable[PairPrediction],
+    found: list[Matches],
+    config: MatchConfig,
+    masks: Sequence[Bool[Tensor, "_ _"] | None] = (),
 ) -> Iterator[PairPrediction]:
-    """Pass the predictions on, one at a time, and append the matches of each to `found`."""
+    """Pass the predictions on, one at a time, and append the matches of each to `found`.
+
+    `masks` are the pixels of each view that may match, None for all; empty for all of all views.
+    """
     for prediction in predictions:
-        matches = matches_of_prediction(prediction, config)
+        visible = prediction
+        if masks:
+            visible = replace(
+                prediction,
+                confidence_i=_hidden(prediction.confidence_i, masks[prediction.i]),
+                confidence_j=_hidden(prediction.confidence_j, masks[prediction.j]),
+            )
+        matches = matches_of_prediction(visible, config)
         on_cpu = {name: getattr(matches, name).cpu() for name in ("pixels_i", "pixels_j")}
         found.append(replace(matches, confidence=matches.confidence.cpu(), **on_cpu))
         yield prediction
+
+
+def _hidden(
+    confidence: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"] | None
+) -> Float[Tensor, "height width"]:
+    """Return the confidence, none where the mask hides the pixels."""
+    if mask is None:
+        return confidence
+    return confidence.masked_fill(~mask.to(confidence.device), -torch.inf)
 
 
 def merge_orders(matches: Iterable[Matches]) -> list[Matches]:

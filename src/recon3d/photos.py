@@ -1,18 +1,14 @@
-"""From files to photos and views: find, read, decode and turn upright.
+"""From files to photos and views: find, read, decode.
 
 Decoded photos are large, so each lives only inside its worker thread; what is kept is its
 `View`. A photo that cannot be used is left out with its reason, and the others go on.
 """
 
-import contextlib
 import glob
 import hashlib
-import importlib
 import logging
-import os
 import re
 import stat
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,24 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-from jaxtyping import UInt8
 
-from recon3d.config import ModelConfig, PhotoConfig
+from recon3d.config import PhotoConfig
+from recon3d.decode import decode, view_size
 from recon3d.errors import InputError, UsageError
-from recon3d.exif import focal_px, read_exif
-from recon3d.image_header import (
-    JPEG_END,
-    ImageHeader,
-    image_format,
-    read_header,
-    without_tiff_orientation,
-)
 from recon3d.progress import Track, silent
 from recon3d.repeats import find_repeats
 from recon3d.threads import n_processors
 from recon3d.types import LeftOut, Photo, View
-from recon3d.views import make_view, view_shape
+from recon3d.views import make_view
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +38,7 @@ _UNREADABLE = (  # pictures all the same, so that passing over them is worth a w
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
 )
 _N_NAMED = 5  # names that one line of warning holds
-_MAX_SIZE = 8192  # of a view in pixels; the network would need more memory than there is
 _MOST_THREADS = 4
-_OPENCV_MAX_PIXELS = 2**30  # OpenCV's own limit, fixed at the moment it is imported
-_REDUCED_MARGIN = 1.9  # a reduced JPEG must stay this much larger than the view
-_REDUCED_FLAGS = {8: 64, 4: 32, 2: 16}  # the bit that IMREAD_REDUCED_COLOR_N adds to IMREAD_COLOR
-_MIRROR = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> cv2.flip after transposing
-
-_ONE_AT_A_TIME = threading.Lock()
 
 
 def find_photos(inputs: Sequence[str]) -> list[tuple[Path, str]]:
@@ -86,7 +66,7 @@ def find_photos(inputs: Sequence[str]) -> list[tuple[Path, str]]:
 
 
 def read_photo(path: Path, name: str, config: PhotoConfig, *, reduce: bool = False) -> Photo:
-    """Return the decoded photo, upright, 8-bit RGB (grey repeated, alpha dropped).
+    """Return the decoded photo, upright, 8-bit RGB (grey repeated), and where it is opaque.
 
     Args:
         path: a regular file; its content, not its extension, tells the format.
@@ -99,23 +79,16 @@ def read_photo(path: Path, name: str, config: PhotoConfig, *, reduce: bool = Fal
             the reason alone, without the name.
     """
     data = _read_bytes(path, config.max_bytes)
-    heic = image_format(data) == "heic"
-    try:
-        header, rgb = _decode_heic(data, config) if heic else _decode(data, config, reduce=reduce)
-        rgb = _upright(rgb, header.orientation)
-    except (MemoryError, cv2.error) as error:
-        no_memory = isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem
-        reason = "needs more memory than is free" if no_memory else "cannot be decoded"
-        raise InputError(reason) from error
-    turned = header.orientation >= 5
+    found = decode(data, config, reduce=reduce)
     return Photo(
         path=path,
         name=name,
         sha256=hashlib.sha256(data).hexdigest(),
-        rgb=rgb,
-        width=header.height if turned else header.width,
-        height=header.width if turned else header.height,
-        focal_px=header.focal_px,
+        rgb=found.rgb,
+        width=found.header.width,
+        height=found.header.height,
+        focal_px=found.header.focal_px,
+        opaque=found.opaque,
     )
 
 
@@ -131,7 +104,7 @@ def load_views(
         UsageError: when `config.size` is out of range.
         InputError: when fewer than two different photos are usable.
     """
-    size = _size(config)
+    size = view_size(config)
     start_s = time.perf_counter()
     found = find_photos(inputs)
     where = inputs[0] if len(inputs) == 1 else f"the {len(inputs)} inputs together"
@@ -257,115 +230,6 @@ def _read_bytes(path: Path, max_bytes: int) -> bytes:
     return data
 
 
-def _check_pixels(width: int, height: int, config: PhotoConfig) -> None:
-    limit = min(config.max_pixels, _OPENCV_MAX_PIXELS)
-    if width * height > limit:
-        raise InputError(
-            f"{width} x {height} pixels, over the limit of {limit / 1e6:g} million; scale it down"
-        )
-
-
-def _decode(
-    data: bytes, config: PhotoConfig, *, reduce: bool
-) -> tuple[ImageHeader, UInt8[np.ndarray, "decoded_height decoded_width 3"]]:
-    header = read_header(data)
-    _check_pixels(header.width, header.height, config)
-    if not header.has_end:
-        data = _ended(data)
-    factor = _reduction(header, config) if reduce and header.format == "jpeg" else 1
-    if header.format == "tiff":
-        data = without_tiff_orientation(data)
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED_FLAGS.get(factor, 0)
-    rgb = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if rgb is None or rgb.shape != (header.height // factor, header.width // factor, 3):
-        raise InputError(f"damaged or cut short ({header.format.upper()} data)")
-    return header, np.asarray(rgb, np.uint8)
-
-
-def _ended(data: bytes) -> bytes:
-    """Return a JPEG file with the end marker it lacks, if that is all it lacks.
-
-    A decoder makes up missing pixels from whatever follows, so two fillers then give two pictures.
-
-    Raises:
-        InputError: when pixels are missing.
-    """
-    body = data.rstrip(b"\0")
-    if body.endswith(b"\xff"):  # half of the marker, or a byte of pixels with its stuffing
-        body = body[:-1] if len(body) == len(data) else body + b"\0"
-    filler = np.random.default_rng(0).integers(1, 255, 1024, np.uint8).tobytes()
-    whole, other = body + JPEG_END, body + filler + JPEG_END
-    with _silent_stderr():
-        one, two = (
-            cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR) for file in (whole, other)
-        )
-    if one is None or two is None or not np.array_equal(one, two):
-        raise InputError("damaged or cut short (JPEG, the file ends before the picture does)")
-    return whole
-
-
-def _reduction(header: ImageHeader, config: PhotoConfig) -> int:
-    """Return the largest factor that leaves enough pixels for the view and divides both sides.
-
-    Otherwise the last reduced column would reach beyond the photo, and the pixel map with it.
-    """
-    width, height = header.width, header.height
-    shape = view_shape(width, height, _size(config), config.patch_size)
-    wanted = _REDUCED_MARGIN * max(shape.resized_width, shape.resized_height)
-    for factor in _REDUCED_FLAGS:
-        whole = width % factor == 0 and height % factor == 0
-        if whole and max(width, height) / factor >= wanted:
-            return factor
-    return 1
-
-
-def _size(config: PhotoConfig) -> int:
-    size = ModelConfig.image_size if config.size is None else config.size
-    if not config.patch_size <= size <= _MAX_SIZE:
-        raise UsageError(
-            f"a view of {size} pixels is out of range."
-            f" Give a size from {config.patch_size} to {_MAX_SIZE}."
-        )
-    return size
-
-
-def _decode_heic(
-    data: bytes, config: PhotoConfig
-) -> tuple[ImageHeader, UInt8[np.ndarray, "height width 3"]]:
-    try:
-        pillow_heif: Any = importlib.import_module("pillow_heif")
-    except ImportError as error:
-        raise InputError("HEIC, which needs: pip install 'recon3d[heic]'") from error
-    try:
-        image = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
-        width, height = image.size
-        _check_pixels(width, height, config)
-        pixels = np.asarray(image)
-    except (ValueError, RuntimeError, OSError, EOFError, SyntaxError) as error:
-        raise InputError("damaged or cut short (HEIC data)") from error
-    rgb = np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels[..., :3]
-    # HEIC turns the picture by a property of its own, already applied here; its EXIF
-    # orientation only repeats it (ISO/IEC 23008-12, 6.5.10).
-    header = ImageHeader(
-        format="heic",
-        width=width,
-        height=height,
-        orientation=1,
-        focal_px=focal_px(read_exif(image.info.get("exif") or b""), width, height),
-    )
-    return header, np.ascontiguousarray(rgb, np.uint8)
-
-
-def _upright(
-    rgb: UInt8[np.ndarray, "stored_height stored_width 3"], orientation: int
-) -> UInt8[np.ndarray, "height width 3"]:
-    if orientation >= 5:
-        rgb = np.asarray(cv2.transpose(rgb), np.uint8)
-    if orientation in _MIRROR:
-        rgb = np.asarray(cv2.flip(rgb, _MIRROR[orientation]), np.uint8)
-    return rgb
-
-
 @contextmanager
 def _quiet_opencv() -> Iterator[None]:
     """Keep OpenCV's decoder messages off stderr: the reasons for leaving out say it once."""
@@ -376,16 +240,3 @@ def _quiet_opencv() -> Iterator[None]:
         yield
     finally:
         log.setLogLevel(level)
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Keep off stderr what libjpeg writes there past Python and OpenCV."""
-    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # there may be no stderr
-            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-            stack.callback(os.close, kept)
-            stack.callback(os.dup2, kept, 2)
-            os.dup2(nowhere, 2)
-            os.close(nowhere)
-        yield

@@ -25,7 +25,7 @@ from recon3d.features import RgbOf
 from recon3d.fitting import Fit, smaller_and_smaller
 from recon3d.given import read_cameras
 from recon3d.known_cameras import all_given, check_focal, given_intrinsics
-from recon3d.masks import read_masks
+from recon3d.masks import with_masks
 from recon3d.matches import Matches, collect_matches, merge_orders
 from recon3d.memory import alignment_bytes, free_device_bytes, thinned
 from recon3d.model import TwoViewModel
@@ -136,7 +136,7 @@ def reconstruct_groups(
             keep = on_matches is not None
             attempt = functools.partial(_aligned, model, fit, device, dtype, keep, track)
             aligned = unless_out_of_memory(attempt)
-        config, views, scenes = fit.config, fit.views, aligned.scenes
+        config, views, scenes = fit.config, aligned.views, aligned.scenes
         matches = merge_orders(aligned.matches)
         if on_matches is not None:
             on_matches(matches, views, given_intrinsics(views, aligned.cameras, config.align))
@@ -183,8 +183,9 @@ def reconstruct_groups(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Aligned:
-    """What network and alignment say; `doubt` is why there are no scenes."""
+    """What network and alignment say of the masked views; `doubt` is why there are no scenes."""
 
+    views: tuple[View, ...]
     encoded: EncodedViews
     cameras: tuple[KnownCamera | None, ...]
     matches: list[Matches]
@@ -201,10 +202,11 @@ def _aligned(
     track: Track,
 ) -> _Aligned:
     """Predict the pairs of all views and align them."""
-    views, config = fit.views, fit.config
+    config = fit.config
+    views = with_masks(fit.views, None if config.masks is None else Path(config.masks))
+    masks = tuple(view.mask for view in views)
     cameras = () if config.cameras is None else read_cameras(Path(config.cameras), views)
     check_focal(views, cameras, config.align)
-    masks = () if config.masks is None else read_masks(Path(config.masks), views)
     started_s = time.perf_counter()
     encoded = encode_views(model, views, config.predict, track=track)
     similarity = None
@@ -239,7 +241,7 @@ def _aligned(
         predictions = predict_encoded(model, encoded, pairs, config.predict, track=track)
     found: list[Matches] = []
     if keep_matches or _refines(config, cameras, len(views)):
-        predictions = collect_matches(predictions, found, config.matches)
+        predictions = collect_matches(predictions, found, config.matches, masks)
     scenes: tuple[Scene, ...] = ()
     doubt: DisconnectedError | None = None
     try:
@@ -261,7 +263,9 @@ def _aligned(
         len(views),
         time.perf_counter() - started_s,
     )
-    return _Aligned(encoded=encoded, cameras=cameras, matches=found, scenes=scenes, doubt=doubt)
+    return _Aligned(
+        views=views, encoded=encoded, cameras=cameras, matches=found, scenes=scenes, doubt=doubt
+    )
 
 
 def _refines(config: RunConfig, cameras: Cameras, n_views: int) -> bool:

@@ -203,7 +203,11 @@ def refined_with_strays(
 ) -> tuple[Scene, RefineReport]:
     """Return the scene after a bundle adjustment that may also place photos that were left out."""
     placed = {view.name for view in scene.views}
-    strays = [n for n, view in enumerate(material.views) if view.name not in placed]
+    strays = [
+        n
+        for n, view in enumerate(material.views)
+        if view.name not in placed and (view.mask is None or bool(view.mask.any()))
+    ]
     if not strays or len(strays) > len(placed):
         return refined(scene, material, config, track=track)
     extended = with_strays(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 
 _SAME = 1e-5
@@ -22,7 +22,8 @@ class Photo:
     """A decoded photograph, upright, sRGB.
 
     `rgb` may be decoded at a reduced size; `width` and `height` are those of the full photograph
-    after EXIF rotation, and `focal_px` is in pixels of that full size.
+    after EXIF rotation, and `focal_px` is in pixels of that full size. `opaque` says which pixels
+    are not fully transparent; None is all.
     """
 
     path: Path
@@ -32,6 +33,7 @@ class Photo:
     width: int
     height: int
     focal_px: float | None
+    opaque: Bool[np.ndarray, "decoded_height decoded_width"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -39,7 +41,8 @@ class View:
     """What the network sees of a photo: resized, cropped, RGB in [-1, 1].
 
     `photo2view` maps homogeneous pixel coordinates of the full photo to those of `image`.
-    `focal_px` is the EXIF focal length in pixels of the full photo, a prior, or None.
+    `focal_px` is the EXIF focal length in pixels of the full photo, a prior, or None. `mask` says
+    which pixels count: not those that the photo or whoever gave it hides; None is all.
     """
 
     name: str
@@ -49,6 +52,7 @@ class View:
     photo_width: int
     photo_height: int
     focal_px: float | None
+    mask: Bool[Tensor, "height width"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -5,10 +5,13 @@ patch. Unlike the published protocol no shape is cut further: squares stay squar
 size, and wide photos are enlarged until their short side holds a few patches.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
 from recon3d.types import Photo, View
@@ -70,6 +73,8 @@ def view_shape(photo_width: int, photo_height: int, size: int, patch_size: int) 
 def make_view(photo: Photo, size: int, patch_size: int) -> View:
     """Return the view of a photo; `photo2view` is exact, through reduced decoding as well.
 
+    Its mask is where the photo is opaque, None for everywhere.
+
     Both ways the filter is the bicubic of Pillow, on levels of 8 bits; shrinking widens it, so fine
     texture does not alias.
 
@@ -98,7 +103,7 @@ def make_view(photo: Photo, size: int, patch_size: int) -> View:
             [0.0, 0.0, 1.0],
         ]
     )
-    return View(
+    view = View(
         name=photo.name,
         sha256=photo.sha256,
         image=torch.from_numpy(image),
@@ -107,3 +112,23 @@ def make_view(photo: Photo, size: int, patch_size: int) -> View:
         photo_height=photo.height,
         focal_px=photo.focal_px,
     )
+    return view if photo.opaque is None else replace(view, mask=resampled_mask(photo.opaque, view))
+
+
+def resampled_mask(
+    mask: Bool[np.ndarray, "mask_height mask_width"], view: View
+) -> Bool[Tensor, "height width"]:
+    """Return a mask of the photo, of any scale, at the pixel centres of the view.
+
+    Centres beyond its rim take what the rim says.
+    """
+    # x and y are mapped apart: photo2view scales and shifts
+    photo2view = view.photo2view.double().numpy()
+    x, y = (
+        (np.arange(n_pixels) + 0.5 - photo2view[axis, 2]) / photo2view[axis, axis]
+        for axis, n_pixels in enumerate(view.image.shape[:0:-1])
+    )
+    height, width = mask.shape
+    column = np.floor(x * width / view.photo_width).astype(np.int64).clip(0, width - 1)
+    row = np.floor(y * height / view.photo_height).astype(np.int64).clip(0, height - 1)
+    return torch.from_numpy(mask[np.ix_(row, column)])

@@ -64,7 +64,7 @@ def find_wide_features(view: View, rgb_of: RgbOf, config: RefineConfig) -> WideF
     """Return the features of a view in its photo and in all its compressions.
 
     Up to `config.wide_features` come from the photo, and fewer from each compression, as it has
-    fewer pixels; those outside the view or at the photo's border are dropped.
+    fewer pixels; those outside the view, masked or at the photo's border are dropped.
 
     Raises:
         ValueError: when the picture has not the photo's shape nor the view's.
