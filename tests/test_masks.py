@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 from dataclasses import replace
 
 import cv2
@@ -16,7 +17,7 @@ from picture_bytes import encode, exif_block, png_header, quarters, with_exif
 from recon3d.config import PhotoConfig
 from recon3d.errors import InputError, UsageError
 from recon3d.masks import read_masks, with_masks
-from recon3d.photos import read_photo
+from recon3d.photos import find_photos, read_photo
 from recon3d.views import make_view
 
 
@@ -129,9 +130,31 @@ def test_a_mask_that_could_be_of_two_photos_is_of_none(tmp_path, caplog):
     torch.testing.assert_close(mask, expected(levels(seed=2)))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
+    assert record.getMessage().endswith("Name that of 'a/1.jpg' 'a/1.jpg.png'.")
     assert "4 photos without a mask ('a/1.jpg', 'b/1.jpg', '2.jpg', '2.png')" in (
         record.getMessage()
     )
+
+
+@pytest.mark.parametrize("folders", [("d1", "d2"), ("p/d", "q/d"), (".", "d")])
+def test_the_name_that_the_fault_gives_is_the_one_that_works(tmp_path, folders):
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    for folder in folders:
+        (photos / folder).mkdir(parents=True, exist_ok=True)
+        (photos / folder / "a.jpg").touch()
+    found = find_photos([str(photos / folder) for folder in folders])
+    views = [view(name) for _, name in found]
+    write(masks / "a.jpg.png")  # of which of the two?
+    with pytest.raises(UsageError, match="holds no mask of any photo") as caught:
+        read_masks(masks, views)
+    name, wanted = re.search(r"Name that of '(.*)' '(.*)'\.$", str(caught.value)).groups()
+    write(masks / wanted)
+    given = [
+        one.name
+        for one, mask in zip(views, read_masks(masks, views), strict=True)
+        if mask is not None
+    ]
+    assert given == [name]
 
 
 def test_names_do_not_lead_out_of_the_folder(tmp_path):

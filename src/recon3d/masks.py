@@ -97,15 +97,19 @@ def read_masks(folder: Path, views: Sequence[View]) -> tuple[Bool[Tensor, "_ _"]
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder. Give one with a mask IMG.jpg.png per photo.")
-    paths = [_find(folder, names) for names in _candidates([view.name for view in views])]
-    bare = [view.name for view, path in zip(views, paths, strict=True) if path is None]
+    names = [view.name for view in views]
+    candidates = list(_candidates(names))
+    paths = [_find(folder, some) for some in candidates]
+    bare = [n for n, path in enumerate(paths) if path is None]
+    advice = next(
+        (f"Name that of {names[n]!r} {str(candidates[n][0])!r}." for n in bare if candidates[n]),
+        "Give every photo a name of its own.",
+    )
     if len(bare) == len(views):
-        raise UsageError(
-            f"{folder} holds no mask of any photo. Name that of {views[0].name[:80]!r}"
-            f" {PurePosixPath(views[0].name).name[:80] + '.png'!r}."
-        )
+        raise UsageError(f"{folder} holds no mask of any photo. {advice}")
     if bare:
-        logger.warning("%s: %d photos without a mask (%s)", folder, len(bare), _listed(bare))
+        without = _listed([names[n] for n in bare])
+        logger.warning("%s: %d photos without a mask (%s). %s", folder, len(bare), without, advice)
     masks = tuple(
         None if path is None else resampled_mask(_read_mask(path, view), view)
         for path, view in zip(paths, views, strict=True)
