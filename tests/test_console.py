@@ -52,6 +52,19 @@ def test_time_is_booked_on_the_stage_that_reports(monkeypatch: pytest.MonkeyPatc
     assert console.total_s == 10.0
 
 
+def test_a_stage_that_begins_again_counts_its_time_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Console() as console:
+        console("features", 1, 2)
+        console("features", 2, 2)
+        (bar,) = console._progress.tasks
+        assert bar.finished
+        console("features", 1, 5)
+        assert not bar.finished
+        assert (bar.completed, bar.total) == (1, 5)
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -458,7 +458,9 @@ def test_contact_sheet_shows_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("recon3d.contact_sheet.TrainConfig", few)
     path = tmp_path / "sheet.png"
     monkeypatch.setattr("recon3d.contact_sheet._CELL", 64)
-    shown = write_contact_sheet(path, rows=4, columns=2)
+    told: list[tuple[str, int, int]] = []
+    shown = write_contact_sheet(path, rows=4, columns=2, track=lambda *step: told.append(step))
+    assert told == [("render", row, 4) for row in (1, 2, 3, 4)]
     sheet = cv2.imread(str(path))
     assert sheet.shape[1] > 2 * 64 * 5 // 2
     assert float(sheet.std()) > 10
@@ -509,6 +511,26 @@ def test_folder_has_exact_ground_truth(tmp_path: Path) -> None:
         write_folder(
             tmp_path / "s", kind="room", n_photos=2, width=96, height=64, seed=1, overwrite=False
         )
+
+
+def test_folder_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(folder, "_TRIALS", 2)
+    told: list[tuple[str, int, int]] = []
+
+    def track(stage: str, done: int, total: int) -> None:
+        told.append((stage, done, total))
+        assert ("rendering" in caplog.text) is (stage == "render")
+
+    size = {"n_photos": 3, "width": 96, "height": 64}
+    with caplog.at_level("INFO"):
+        write_folder(
+            tmp_path / "s", kind="room", **size, seed=1, overwrite=False, depth=False, track=track
+        )
+    assert "chose a room; rendering 3 photos of 96 x 64 pixels" in caplog.messages
+    assert told[0] == ("choose", 1, 2)
+    assert told[-4:] == [("choose", 2, 2), *(("render", n, 3) for n in (1, 2, 3))]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from recon3d.config import RefineConfig
 from recon3d.essential import line_distance
 from recon3d.features import Features, gather_features, match_photos
 from recon3d.matches import Matches
-from recon3d.types import Scene, Verdict
+from recon3d.types import Scene, Verdict, View
 from recon3d.wide_features import WideFeatures, find_wide_features
 from recon3d.wide_matches import (
     gathered,
@@ -78,20 +78,28 @@ def test_photos_60_degrees_apart(features: list[WideFeatures], factor: float, su
     assert wide_matches((1, features[1]), (2, features[2]), VIEWS, lenses, known) is None
 
 
-def test_tracks_join_plain_and_wide_features() -> None:
+def test_tracks_join_plain_and_wide_features(caplog: pytest.LogCaptureFixture) -> None:
     """Where a view has a plain feature, a match ends in exactly that pixel."""
     plain: dict[int, Features] = {}
     gather_features(range(2), VIEWS, lambda v: PHOTOS[v.name], RefineConfig(), plain)
     assert match_photos([(0, 1)], VIEWS, plain, RefineConfig()) == []  # alone they do not match
     told: list[tuple[str, int, int]] = []
-    (one,) = match_far_apart(
-        [(0, 1)],
-        blank_scene(),
-        lambda v: PHOTOS[v.name],
-        CONFIG,
-        plain=plain,
-        track=lambda *step: told.append(step),
-    )
+    said: list[str] = []
+
+    def rgb_of(one: View) -> np.ndarray:
+        said[:] = caplog.messages
+        return PHOTOS[one.name]
+
+    with caplog.at_level("INFO"):
+        (one,) = match_far_apart(
+            [(0, 1)],
+            blank_scene(),
+            rgb_of,
+            CONFIG,
+            plain=plain,
+            track=lambda *step: told.append(step),
+        )
+    assert said == ["comparing features seen from aside in 1 more pairs of 2 photos"]
     assert told == [("features", 1, 2), ("features", 2, 2), ("matching", 1, 1)]
     for n, pixels in ((0, one.pixels_i), (1, one.pixels_j)):
         apart = (pixels[:, None] - plain[n].pixels).norm(dim=-1).min(dim=1).values

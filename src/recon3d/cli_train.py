@@ -148,7 +148,11 @@ def synth(
             from recon3d.contact_sheet import write_contact_sheet
 
             shown = write_contact_sheet(
-                contact_sheet, seed=seed, textures=textures, overwrite=overwrite
+                contact_sheet,
+                seed=seed,
+                textures=textures,
+                overwrite=overwrite,
+                track=console,
             )
             say(
                 f"drew {len(shown)} pairs into {contact_sheet}: of each kind of scene in turn, the "

@@ -60,6 +60,7 @@ class Console:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Book the time since the last report on `stage` and move its bar."""
         now_s = time.perf_counter()
+        begins_again = done < self.counts.get(stage, 0)
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now_s - self._last_s
         self.counts[stage] = done
         self._last_s = now_s
@@ -67,6 +68,8 @@ class Console:
             return
         if stage not in self._bars:
             self._bars[stage] = self._progress.add_task(stage, total=total)
+        elif begins_again:  # a bar that was full would not count the time any more
+            self._progress.reset(self._bars[stage])
         self._progress.update(self._bars[stage], completed=done, total=total)
 
     @property

@@ -1,5 +1,6 @@
 """A picture of what training feeds the network: pairs of views as it sees them, and their depth."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +14,12 @@ from recon3d.batches import Batch, Source, image_shape, shape_of_step
 from recon3d.config import TrainConfig
 from recon3d.errors import InputError, UsageError
 from recon3d.files import atomic_write
+from recon3d.progress import Track, silent
 from recon3d.synth.cameras import CameraRanges
 from recon3d.synth.families import KINDS
 from recon3d.synth.folder import covisibility
+
+logger = logging.getLogger(__name__)
 
 _CELL = 160
 _GAP, _CAPTION = 8, 16
@@ -77,11 +81,13 @@ def write_contact_sheet(
     seed: int = 0,
     textures: Path | None = None,
     overwrite: bool = False,
+    track: Track = silent,
 ) -> list[Shown]:
     """Write `path` (.png or .jpg): pairs as a network is shown them, rows of one shape.
 
     Each kind of scene comes in turn, also those that training leaves out; the last pair is one that
-    shares nothing. Rows have the width of `columns` pairs of landscapes.
+    shares nothing. Rows have the width of `columns` pairs of landscapes. `track` is told the stage
+    "render".
 
     Returns:
         What is shown, row by row.
@@ -102,6 +108,7 @@ def write_contact_sheet(
         compile=False,
         textures=None if textures is None else str(textures),
     )
+    logger.info("rendering %d rows of pairs", rows)
     source, names = Source(config, torch.device("cpu"), seed), list(KINDS)
     full = columns * (_CELL * 5 // 2 + _GAP) - _GAP
     shown: list[Shown] = []
@@ -128,6 +135,7 @@ def write_contact_sheet(
             cells[-1] = _cell(apart, least, pairs[-1])
         shown += pairs
         lines.append(_row(cells, full))
+        track("render", row + 1, rows)
     sheet = np.pad(np.concatenate(lines), ((_GAP, 0), (_GAP, _GAP), (0, 0)), constant_values=_PAPER)
     ok, encoded = cv2.imencode(path.suffix, sheet[..., ::-1])
     if not ok:

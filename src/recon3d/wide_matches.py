@@ -128,6 +128,9 @@ def match_far_apart(
     """
     features: dict[int, WideFeatures] = {}
     wanted = sorted({n for pair in pairs for n in pair})
+    logger.info(
+        "comparing features seen from aside in %d more pairs of %d photos", len(pairs), len(wanted)
+    )
     for done, n in enumerate(wanted, start=1):
         found_n = find_wide_features(scene.views[n], rgb_of, config)
         anchors = plain[n].pixels if n in plain else torch.zeros(0, 2)

@@ -1,6 +1,7 @@
 """A procedural scene as a folder of photographs with exact ground truth."""
 
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from recon3d.synth.render import render, render_depth
 from recon3d.synth.sensor import photograph
 from recon3d.synth.textures import Atlas, make_atlas
 from recon3d.synth.world import World
+
+logger = logging.getLogger(__name__)
 
 CONVENTIONS = (
     "OpenCV camera axes (x right, y down, z forward); world_to_camera maps homogeneous world "
@@ -58,12 +61,18 @@ def covisibility(
 
 
 def _choose(
-    kind: str, n_photos: int, height: int, width: int, atlas: Atlas, generator: torch.Generator
+    kind: str,
+    n_photos: int,
+    height: int,
+    width: int,
+    atlas: Atlas,
+    generator: torch.Generator,
+    track: Track = silent,
 ) -> tuple[World, Tensor, Tensor]:
     """Draw scenes until every photo overlaps its neighbours well but not wholly."""
     kinds = torch.tensor([KINDS[kind]])
     best: tuple[float, World, Tensor, Tensor] | None = None
-    for _ in range(_TRIALS):
+    for n_drawn in range(1, _TRIALS + 1):
         scene, vantage = sample_worlds(kinds, atlas, generator)
         cam2world, intrinsics = sample_cameras(
             scene, vantage, n_photos, height, width, generator, RANGES
@@ -83,8 +92,10 @@ def _choose(
         score -= float((0.5 - near).clamp_min(0)) + 2 * max(0.0, 0.7 - float(known.float().mean()))
         if best is None or score > best[0]:
             best = (score, scene, cam2world, intrinsics)
+        track("choose", n_drawn, _TRIALS)
         if score > -0.02:
             break
+    track("choose", _TRIALS, _TRIALS)
     if best is None:
         raise InputError("no scene could be drawn: give at least one trial.")
     return best[1:]
@@ -107,6 +118,7 @@ def write_folder(
 
     The layout is that of evaluation data sets: per image width, height, fx, fy, cx, cy (integer
     pixel centres) and world_to_camera. Edges are smooth in colour; depth is of pixel centres.
+    `track` is told the stages "choose", of a scene whose photos overlap well, and "render".
 
     Raises:
         UsageError: an unknown kind, too few or too many photos, sizes out of bounds, or a folder
@@ -128,7 +140,8 @@ def write_folder(
         raise UsageError(f"{out_dir} holds a scene; add --overwrite or choose another folder.")
     generator = torch.Generator().manual_seed(seed)
     atlas = make_atlas(256, generator, textures)
-    scene, cam2world, intrinsics = _choose(kind, n_photos, height, width, atlas, generator)
+    scene, cam2world, intrinsics = _choose(kind, n_photos, height, width, atlas, generator, track)
+    logger.info("chose a %s; rendering %d photos of %d x %d pixels", kind, n_photos, width, height)
     images = []
     try:
         (out_dir / "images").mkdir(parents=True, exist_ok=True)
