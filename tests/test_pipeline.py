@@ -24,7 +24,7 @@ from recon3d.config import (
     RunConfig,
 )
 from recon3d.dense import DenseReport
-from recon3d.errors import InputError, ResourceError, UsageError, WeightsError
+from recon3d.errors import DisconnectedError, InputError, ResourceError, UsageError, WeightsError
 from recon3d.memory import Plan, plan
 from recon3d.model import TwoViewModel
 from recon3d.pairs import connected_components
@@ -274,9 +274,10 @@ def test_what_memory_does_not_suffice_for_is_done_without(
 
     sizes: list[int] = []
 
-    def stereo(most: int, scene: Scene, _: object, wanted: DenseConfig, **__: object) -> object:
-        sizes.append(wanted.size)
-        return too_much() if wanted.size > most else (scene, found)
+    def stereo(most: int, scene: Scene, _: object, *, config: DenseConfig, **__: object) -> object:
+        assert max(max(view.image.shape) for view in scene.views) == 48
+        sizes.append(config.size)
+        return too_much() if config.size > most else (scene, found)
 
     monkeypatch.setattr(pipeline, "refined_with_strays", too_much)
     monkeypatch.setattr(pipeline, "exact_views", lambda scene, *_: {v.name for v in scene.views})
@@ -289,9 +290,26 @@ def test_what_memory_does_not_suffice_for_is_done_without(
             (False, "memory ran out")
         ]
     assert sizes == [320, 160, 320, 160]
+    monkeypatch.setattr(pipeline, "dense_scene", partial(stereo, 0))
+    sizes.clear()
+    for size in (60, 30):  # views of the network have 48 pixels
+        reconstruct([str(photos)], config(small, refine=True, stereo=DenseConfig(size=size)))
+    assert sizes == [60, 48, 48]
     said = [r.message for r in caplog.records if r.levelno == logging.WARNING]
-    assert said.count("out of memory while refining: the cameras stay those of the network") == 2
+    assert said.count("out of memory while refining: the cameras stay as they were aligned") == 4
     assert said[-1] == "depth stays that of the network"
+
+
+def test_features_alone_that_memory_does_not_suffice_for_leave_no_scene(
+    small: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def too_much(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "from_features_alone", too_much)
+    blind = config(small, refine=True, align=AlignConfig(min_edge_confidence=99.0))
+    with pytest.raises(DisconnectedError, match="needs 99"):
+        reconstruct([str(photos)], blind)
 
 
 def test_all_components_asks_for_every_group(small: str, photos: Path, seen: dict[str, object]):

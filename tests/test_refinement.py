@@ -226,6 +226,32 @@ def test_given_poses_are_fixed_by_their_number_in_the_scene(monkeypatch: pytest.
     assert seen == [([1], [2]), ([], [2])]  # photo 2 is the second of the scene
 
 
+@pytest.mark.parametrize("placed", [False, True])
+def test_a_stray_has_a_say_in_the_world_only_where_it_is_placed(
+    placed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    truth = exact_scene(4)
+    scene, predictions = partial(truth, 3)
+    given = truth.cam2world.float()
+    given[3, :3, 3] += 7.0  # a gross mistake of whoever gave it
+    cameras = [KnownCamera(intrinsics=None, cam2world=pose) for pose in given]
+    started: list[torch.Tensor] = []
+
+    def refine(start: Scene, *_: object, **__: object) -> tuple[Scene, RefineReport]:
+        started.append(start.cam2world[3])
+        names = [view.name for view in start.views]
+        return start, report(refined=tuple(names if placed else names[:3]))
+
+    monkeypatch.setattr(refinement, "refine_scene", refine)
+    prior = RunConfig(align=AlignConfig(cameras_are=CamerasAre.PRIOR))
+    found, _ = refined_with_strays(scene, material(truth, predictions, cameras=cameras), prior)
+    torch.testing.assert_close(started[0], given[3])  # from where it was said to be
+    assert len(found.views) == 3 + placed
+    true = truth.cam2world[:3].float()
+    as_given = torch.allclose(found.cam2world[:3], true, atol=1e-3)
+    assert as_given is not placed
+
+
 @pytest.mark.parametrize("known", [(0, 2, 3), (1,)])
 def test_a_refined_scene_is_where_the_priors_are(
     known: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

@@ -359,11 +359,24 @@ def test_the_start_has_the_size_of_its_weights(tmp_path: Path) -> None:
     weights.save(deeper, tmp_path / "deep.safetensors")
     given = replace(QUICK, preset=None, pairs=1, init=str(tmp_path / "deep.safetensors"))
     train.train(tmp_path / "out", given)
-    train.train(tmp_path / "out", replace(given, pairs=8, resume=True))
+    train.train(tmp_path / "out", replace(given, pairs=8, resume=True, init=None))
     trained = weights.load(str(tmp_path / "out" / "model.safetensors")).config
     assert (trained.enc_depth, trained.head, trained.image_size) == (3, config.HeadType.DPT, 32)
     with pytest.raises(WeightsError, match="no start for the preset 'nano'"):
         train.train(tmp_path / "other", replace(given, preset="nano"))
+
+
+def test_descriptors_for_which_there_is_no_loss_are_left_behind(tmp_path: Path) -> None:
+    begun = TwoViewModel(replace(TINY, head=config.HeadType.CATMLP_DPT))
+    weights.save(begun, tmp_path / "start.safetensors")
+    start = str(tmp_path / "start.safetensors")
+    once = replace(QUICK, preset=None, pairs=1, learning_rate=1e-9, init=start)
+    train.train(tmp_path / "out", once)
+    trained = weights.load(str(tmp_path / "out" / "model.safetensors"))
+    assert trained.config.head is config.HeadType.DPT
+    state = load_file(tmp_path / "out" / "state.safetensors")
+    name = "downstream_head2.dpt.head.4.weight"
+    torch.testing.assert_close(state[f"weight.{name}"], begun.state_dict()[name])
 
 
 def test_ctrl_c_leaves_what_was_learnt(tmp_path: Path) -> None:

@@ -26,20 +26,27 @@ def with_strays(
     config: AlignConfig,
     cameras: Cameras = (),
 ) -> Scene:
-    """Return the scene with photos that it lacks behind its own, all at the first camera's place.
+    """Return the scene with photos that it lacks behind its own.
+
+    They are where they were given to be, others at the first camera's place.
 
     Args:
         scene: what was aligned.
         strays: by their indices in `views`, any prediction in which each is the first view.
         views: all of them.
         config: how focal lengths are found.
-        cameras: what is known of all views, or nothing; poses are not looked at.
+        cameras: what is known of all views, or nothing.
     """
     alone = strays_alone(strays, views, config, cameras)
+    places = scene.cam2world[:1].repeat(len(strays), 1, 1)
+    for place, n in zip(places, strays, strict=True):
+        given = cameras[n] if cameras else None
+        if given is not None and given.cam2world is not None:
+            place.copy_(given.cam2world)
     return replace(
         scene,
         views=scene.views + alone.views,
-        cam2world=torch.cat((scene.cam2world, scene.cam2world[:1].repeat(len(strays), 1, 1))),
+        cam2world=torch.cat((scene.cam2world, places)),
         intrinsics=torch.cat((scene.intrinsics, alone.intrinsics.to(scene.intrinsics))),
         depth=scene.depth + alone.depth,
         confidence=scene.confidence + alone.confidence,

@@ -153,7 +153,13 @@ def reconstruct_groups(
             if not refining or has_poses(material):
                 raise aligned.doubt
             logger.info("the network joins no two photos; trying image features alone")
-            result = from_features_alone(aligned.doubt, material, config, track=track)
+            doubt = aligned.doubt
+            result = unless_out_of_memory(
+                lambda: from_features_alone(doubt, material, config, track=track)
+            )
+            if result is None:
+                logger.warning("out of memory while trying image features")
+                raise doubt
             scenes, refinements = (result[0],), (result[1],)
         elif refining:
             results = [_refined(scene, material, config, track) for scene in scenes]
@@ -292,7 +298,7 @@ def _refined(
     found = unless_out_of_memory(lambda: refine(scene, material, config, track=track))
     if found is not None:
         return found
-    logger.warning("out of memory while refining: the cameras stay those of the network")
+    logger.warning("out of memory while refining: the cameras stay as they were aligned")
     reason = "memory ran out"
     return scene, RefineReport(improved=False, reason=reason, sharp_pairs=0, n_tracks=0)
 
@@ -302,7 +308,8 @@ def _densified(
 ) -> tuple[Scene, DenseReport | None]:
     """Return the scene with depth from the photos, where its cameras are exact.
 
-    Where memory does not suffice, views are half as large, or depth stays that of the network.
+    Where memory does not suffice, views are half as large, or as large as those of the network, or
+    depth stays that of the network.
     """
     names = exact_views(scene, report, material, config)
     if config.dense and len(names) < 2:
@@ -313,16 +320,16 @@ def _densified(
     if config.dense is False or len(names) < 2:
         return scene, None
     calibrated = any(c is not None and c.intrinsics is not None for c in material.cameras)
-    rgb_of = material.rgb_of
-    for stereo in (config.stereo, replace(config.stereo, size=config.stereo.size // 2)):
-        made = unless_out_of_memory(
-            functools.partial(
-                dense_scene, scene, names, stereo, rgb_of=rgb_of, calibrated=calibrated, track=track
-            )
-        )
+    attempt = functools.partial(
+        dense_scene, scene, names, rgb_of=material.rgb_of, calibrated=calibrated, track=track
+    )
+    least = max(max(view.image.shape) for view in scene.views)  # stereo makes no view smaller
+    for size in dict.fromkeys(max(least, config.stereo.size // by) for by in (1, 2)):
+        stereo = replace(config.stereo, size=size)
+        made = unless_out_of_memory(functools.partial(attempt, config=stereo))
         if made is not None:
             break
-        logger.warning("out of memory in dense stereo with views of %d pixels", stereo.size)
+        logger.warning("out of memory in dense stereo with views of %d pixels", size)
     if made is None:
         logger.warning("depth stays that of the network")
         return scene, None

@@ -108,9 +108,12 @@ def refined(
         calibrated=[k for k, camera in given.items() if camera.intrinsics is not None],
         track=track,
     )
-    if report.improved and poses and not are_fixed:
+    placed = [
+        k for k in poses if scene.verdicts[k].edges > 0 or scene.views[k].name in report.refined
+    ]
+    if report.improved and placed and not are_fixed:
         # the adjustment knows nothing of priors, nor of the size of the world that they span
-        better = brought_to(better, torch.stack(list(poses.values())), list(poses))
+        better = brought_to(better, torch.stack([poses[k] for k in placed]), placed)
     return better, report
 
 

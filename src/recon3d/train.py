@@ -18,7 +18,7 @@ from recon3d import losses, weights
 from recon3d.batches import Batch, matches_of, ordered_pairs, pair_targets
 from recon3d.compiled import compiled_if_possible
 from recon3d.compiler import can_compile
-from recon3d.config import PRESETS, TrainConfig
+from recon3d.config import PRESETS, HeadType, ModelConfig, TrainConfig
 from recon3d.device import resolve_precision
 from recon3d.errors import UsageError
 from recon3d.geometry import rotation_angle, umeyama
@@ -200,6 +200,21 @@ class PairTask(Task[TwoViewModel]):
         weights.save(model, out_dir / "model.safetensors", half=True)
 
 
+def _sizes(out_dir: Path, config: TrainConfig) -> ModelConfig:
+    """Return the sizes of the network: as said, or those of the weights that it goes on from.
+
+    It has no descriptors: nothing here trains them.
+    """
+    if config.preset is not None:
+        if config.preset not in PRESETS:
+            raise UsageError(f"preset {config.preset!r} is unknown. Known: {', '.join(PRESETS)}.")
+        return PRESETS[config.preset]
+    written = out_dir / "model.safetensors"
+    source = str(written) if config.resume and written.is_file() else config.init
+    sizes = PRESETS["tiny"] if source is None else sizes_of(source)
+    return replace(sizes, head=HeadType.DPT) if sizes.has_descriptors else sizes
+
+
 def train(out_dir: Path, config: TrainConfig, *, track: Track = silent) -> None:
     """Train a model and leave model.safetensors, state.safetensors and log.jsonl in `out_dir`.
 
@@ -213,12 +228,7 @@ def train(out_dir: Path, config: TrainConfig, *, track: Track = silent) -> None:
         FloatingPointError: when the loss is no longer finite.
     """
     began = time.monotonic()
-    if config.preset is None:
-        sizes = PRESETS["tiny"] if config.init is None else sizes_of(config.init)
-    elif config.preset in PRESETS:
-        sizes = PRESETS[config.preset]
-    else:
-        raise UsageError(f"preset {config.preset!r} is unknown. Known: {', '.join(PRESETS)}.")
+    sizes = _sizes(out_dir, config)
     open_folder(out_dir)
     with join_workers(config.device) as workers:
         dtype = resolve_precision(config.precision, workers.device)

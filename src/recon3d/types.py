@@ -42,7 +42,8 @@ class View:
 
     `photo2view` maps homogeneous pixel coordinates of the full photo to those of `image`.
     `focal_px` is the EXIF focal length in pixels of the full photo, a prior, or None. `mask` says
-    which pixels count: not those that the photo or whoever gave it hides; None is all.
+    which pixels count: not those that the photo or whoever gave it hides; None is all. Depth is 0
+    there; files of scenes do not keep the mask itself.
     """
 
     name: str

@@ -33,7 +33,8 @@ def sizes_of(name_or_path: str) -> ModelConfig:
 def start_from(model: TwoViewModel, name_or_path: str) -> None:
     """Give the model, on the CPU, the weights of a file; completion leaves the heads as they are.
 
-    Every tensor of the file is used and, but for those heads, every tensor of the model is given.
+    Every tensor of the file is used, but for those of descriptors that the model has not, and, but
+    for those heads, every tensor of the model is given.
 
     Raises:
         WeightsError: no such file, or one of another size; names the first tensor that does not
@@ -41,6 +42,8 @@ def start_from(model: TwoViewModel, name_or_path: str) -> None:
     """
     try:
         tensors = _two_view_tensors(name_or_path)
+        if not model.config.has_descriptors:
+            tensors = {n: t for n, t in tensors.items() if ".head_local_features." not in n}
         if not any(name.startswith(_HEADS) for name in tensors):
             tensors |= {n: t for n, t in model.state_dict().items() if n.startswith(_HEADS)}
         weights.load_tensors(model, tensors, name_or_path)
