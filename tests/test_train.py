@@ -276,6 +276,21 @@ def test_muon_steps_the_matrices_of_the_blocks(tmp_path: Path) -> None:
     assert "second.downstream_head1.proj.weight" in state
 
 
+def test_a_scene_a_step_is_probed_with_a_view_of_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        train.train(tmp_path, replace(QUICK, scenes_per_step=1, pairs=4))
+    last = records(tmp_path)[-1]
+    assert last["probe_true"] != last["probe_wrong"]
+    assert last["loss"] > 0  # also of a piece that ends before its first record
+    assert "training ended after" in caplog.text
+    assert f"wrote {tmp_path}" in caplog.text
+    with caplog.at_level("INFO"):
+        train.train(tmp_path, replace(QUICK, pairs=10**9, resume=True, stop_after=0.001))
+    assert "training paused (--resume goes on) after" in caplog.text
+
+
 def test_another_optimiser_starts_with_moments_of_its_own(tmp_path: Path) -> None:
     train.train(tmp_path, QUICK)
     other = replace(QUICK, optimizer=config.Optimizer.MUON, pairs=40, resume=True)

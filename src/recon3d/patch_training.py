@@ -189,6 +189,8 @@ def train_descriptor(path: Path, config: DescriptorConfig, *, track: Track = sil
             track("training", round(spent), round(budget))
     finally:
         _write(net, path)
+    right = f"right {right_share(net, places.held_out):.3f}" if places.held_out else "no pairs yet"
+    logger.info("training ended after %d steps: %s; wrote %s", step, right, path)
 
 
 def _distances(

@@ -219,11 +219,21 @@ def run(
                 next_save = state.elapsed_s + config.save_every_s
         if workers.leads:
             _save(task, state, out_dir)  # first of all: what follows takes time and may fail
-            last = meter.take() if meter.steps else {}
+            last: dict[str, int | float] = {}
+            if meter.steps:
+                last = _values(step.parts | {"loss": step.loss}) | meter.take()
             if not interrupt.asked:
                 last |= task.probe(state.averaged_model(), held_out)
             _log(log, _counters(state) | last)
-            logger.info("%s: %d pairs in %.0f s: %s", task.name, state.pairs, state.elapsed_s, last)
+            logger.info(
+                "%s %s after %d pairs in %.0f s: %s; wrote %s",
+                task.name,
+                "ended" if state.progress(config) >= 1 else "paused (--resume goes on)",
+                state.pairs,
+                state.elapsed_s,
+                ", ".join(f"{name} {value:.4g}" for name, value in last.items()),
+                out_dir,
+            )
     if interrupt.asked:
         raise KeyboardInterrupt
 
@@ -244,10 +254,14 @@ def _values(named: Mapping[str, Tensor]) -> dict[str, int | float]:
 
 
 def _held_out(config: LoopConfig, patch_size: int, workers: Workers) -> list[Batch]:
-    """Return the batches of the probe, the same for every seed; only rank 0 needs them."""
+    """Return the batches of the probe, the same for every seed; only rank 0 needs them.
+
+    Two scenes at least: the probe shows one with a view of another.
+    """
     if not workers.leads:
         return []
-    source = Source(replace(config, uses=1), workers.device, seed=_HELD_OUT_SEED)
+    config = replace(config, uses=1, scenes_per_step=max(2, config.scenes_per_step))
+    source = Source(config, workers.device, seed=_HELD_OUT_SEED)
     shape = image_shape(config.probe_size, 3 / 4, False, patch_size)
     return [source.batch(*shape, ease=0.7) for _ in range(config.probe_batches)]
 

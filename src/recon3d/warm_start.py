@@ -48,7 +48,10 @@ def start_from(model: TwoViewModel, name_or_path: str) -> None:
             tensors |= {n: t for n, t in model.state_dict().items() if n.startswith(_HEADS)}
         weights.load_tensors(model, tensors, name_or_path)
     except WeightsError as error:
-        raise WeightsError(f"no start for the preset {model.config.name!r}: {error}") from error
+        raise WeightsError(
+            f"no start for the preset {model.config.name!r}: {error} Without --preset, training"
+            " takes the size of the weights."
+        ) from error
 
 
 def _two_view_tensors(name_or_path: str) -> dict[str, Tensor]:
