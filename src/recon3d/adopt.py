@@ -16,6 +16,7 @@ from recon3d.align_focal import choose_focals, lenses
 from recon3d.align_samples import Cameras, base_point, pixel_weight
 from recon3d.config import AlignConfig
 from recon3d.geometry import compose, invert_rigid, pixel_grid
+from recon3d.known_cameras import poses_of
 from recon3d.types import KnownCamera, PairPrediction, Scene, Verdict, View
 
 
@@ -39,10 +40,9 @@ def with_strays(
     """
     alone = strays_alone(strays, views, config, cameras)
     places = scene.cam2world[:1].repeat(len(strays), 1, 1)
-    for place, n in zip(places, strays, strict=True):
-        given = cameras[n] if cameras else None
-        if given is not None and given.cam2world is not None:
-            place.copy_(given.cam2world)
+    order = list(strays)
+    for n, pose in poses_of(cameras, order).items():
+        places[order.index(n)] = pose.to(places)
     return replace(
         scene,
         views=scene.views + alone.views,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
@@ -13,6 +13,8 @@ from recon3d.align_samples import TINY, Cameras
 from recon3d.align_solve import Anchors
 from recon3d.config import AlignConfig, CamerasAre
 from recon3d.geometry import compose, similarity, umeyama
+from recon3d.known_cameras import poses_of
+from recon3d.scale import moved_scene
 from recon3d.types import Scene
 
 _PRIOR_ROTATION_RAD = math.radians(1.0)
@@ -48,18 +50,14 @@ def start(
     the given centres spread, each worth as much as one pair.
     """
     no = torch.zeros(len(unit2world), dtype=torch.bool, device=unit2world.device)
-    poses = {
-        n: camera.cam2world.to(unit2world)
-        for n in members
-        if cameras and (camera := cameras[n]) is not None and camera.cam2world is not None
-    }
+    poses = poses_of(cameras, members)
     if not poses:
         locked = no.clone()
         locked[root] = True
         anchors = Anchors(locked=locked, fixed=no, prior=no, cam2world=unit2world)
         return Start(unit2world=unit2world, anchors=anchors, pivot=None, unit=None)
     known = sorted(poses)
-    given, pivot, spread = _centred(torch.stack([poses[n] for n in known]))
+    given, pivot, spread = _centred(torch.stack([poses[n].to(unit2world) for n in known]))
     sized = spread is not None
     unit2world = compose(_world2given(unit2world[known], given, sized), unit2world)
     target = torch.zeros_like(unit2world)
@@ -93,22 +91,11 @@ def brought_to(scene: Scene, given: Float64[Tensor, "known 4 4"], known: Sequenc
     One pose, or several in one place, give the world but no scale.
     """
     unit, pivot, spread = _centred(given.clone())
-    old = scene.cam2world.double().cpu()
-    small = _world2given(old[list(known)], unit, spread is not None)
-    length = torch.tensor(1.0 if spread is None else spread, dtype=torch.float64)
-    moved = compose(similarity(length, torch.eye(3, dtype=torch.float64), pivot), small)
-    growth = float(similarity_scale(moved))
-    new = compose(moved, old)
-    new[:, :3, :3] = rotation_of(new)
-    return replace(
-        scene,
-        cam2world=new.to(scene.cam2world),
-        depth=tuple(depth * growth for depth in scene.depth),
-        verdicts=tuple(
-            replace(one, position_uncertainty=one.position_uncertainty * growth)
-            for one in scene.verdicts
-        ),
-    )
+    old = scene.cam2world[list(known)].double().cpu()
+    small = _world2given(old, unit, spread is not None)
+    length = 1.0 if spread is None else spread
+    growth, turn = length * float(similarity_scale(small)), rotation_of(small)
+    return moved_scene(scene, growth, turn, length * small[:3, 3] + pivot)
 
 
 def _centred(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recon3d.bundle_solve import UNIT, Problem, Rig, depth_in_camera, fit_tracks, well_seen
 from recon3d.depth_warp import MIN_POINTS, bend_depth
-from recon3d.geometry import rotation_angle, umeyama
+from recon3d.geometry import moved_cameras, rotation_angle, umeyama
 from recon3d.tracks import Tracks, views_seeing
 from recon3d.types import Scene, Verdict
 
@@ -47,7 +47,7 @@ def rebuilt_scene(
             _, turn, _ = umeyama(ends, _ends(old[held], 1.0), weights)
         near = pinned or held.nonzero().flatten().tolist()
         shift = (old[near, :3, 3] - new[near, :3, 3] @ turn.mT / common).mean(0)
-        new = torch.where(held[:, None, None], _moved(new, 1 / common, turn, shift), old)
+        new = torch.where(held[:, None, None], moved_cameras(new, 1 / common, turn, shift), old)
         growth = torch.where(held, growth / common, growth)
     if len(fixed) < 2:
         # then all of them together, so that one camera and its depth stay exactly as they were
@@ -55,7 +55,7 @@ def rebuilt_scene(
         scale = float(1 / growth[anchor])
         turn = old[anchor, :3, :3] @ new[anchor, :3, :3].mT
         shift = old[anchor, :3, 3] - scale * turn @ new[anchor, :3, 3]
-        new, growth = _moved(new, scale, turn, shift), growth * scale
+        new, growth = moved_cameras(new, scale, turn, shift), growth * scale
         new[anchor] = old[anchor]
     intrinsics = scene.intrinsics.double().cpu().clone()
     intrinsics[held, 0, 0] = (rig.focal / problem.unit[:, 0])[held]
@@ -112,7 +112,7 @@ def _verdicts(
     length = float((new[:, :3, 3] - new[:, :3, 3].mean(0)).norm(dim=-1).mean())
     ends = _ends(old, length), _ends(new, length)
     scale, turn, shift = umeyama(*ends, torch.ones(len(ends[0]), dtype=torch.float64))
-    moved = _moved(old, float(scale), turn, shift)
+    moved = moved_cameras(old, float(scale), turn, shift)
     angle = rotation_angle(moved[:, :3, :3].mT @ new[:, :3, :3])
     wrong_deg = math.degrees(float(angle.square().mean().sqrt()))
     wrong = float((moved[:, :3, 3] - new[:, :3, 3]).square().sum(-1).mean().sqrt())
@@ -161,16 +161,3 @@ def _ends(cam2world: Float64[Tensor, "view 4 4"], length: float) -> Float64[Tens
     """Return the camera centres and the ends of their axes."""
     centre, axes = cam2world[:, :3, 3], cam2world[:, :3, :3].mT
     return torch.cat((centre, (centre[:, None] + length * axes).flatten(0, 1)))
-
-
-def _moved(
-    cam2world: Float64[Tensor, "view 4 4"],
-    scale: float,
-    turn: Float64[Tensor, "3 3"],
-    shift: Float64[Tensor, "3"],
-) -> Float64[Tensor, "view 4 4"]:
-    """Return the cameras after a similarity of the world."""
-    moved = cam2world.clone()
-    moved[:, :3, :3] = turn @ cam2world[:, :3, :3]
-    moved[:, :3, 3] = scale * cam2world[:, :3, 3] @ turn.mT + shift
-    return moved

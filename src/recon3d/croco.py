@@ -8,13 +8,16 @@ cosine position embeddings to the tokens, v2 turns queries and keys (RoPE). Sour
 Shapes: B pairs, N tokens, D channels, C channels of one attention head.
 """
 
+from dataclasses import fields
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
 from recon3d.checkpoint import with_second_decoder
-from recon3d.config import CrocoConfig, PositionType
+from recon3d.config import CrocoConfig, ModelConfig, PositionType
 from recon3d.heads import Grid
 from recon3d.model import DecoderBlock, EncoderBlock, PatchEmbed, Rope, rope_table
 
@@ -221,6 +224,12 @@ def completion_loss(
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         target = (target - mean) / (variance + 1e-6).sqrt()
     return (predicted - target).square().mean(dim=-1)[hidden].mean()
+
+
+def shared_sizes(sizes: ModelConfig | CrocoConfig) -> dict[str, Any]:
+    """Return the fields that two-view and completion networks have in common."""
+    names = {field.name for field in fields(ModelConfig)} & {f.name for f in fields(CrocoConfig)}
+    return {name: getattr(sizes, name) for name in names}
 
 
 def to_two_view(tensors: dict[str, Tensor], config: CrocoConfig) -> dict[str, Tensor]:

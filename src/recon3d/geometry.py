@@ -65,6 +65,19 @@ def similarity(
     return matrix
 
 
+def moved_cameras(
+    cam2world: Float[Tensor, "camera 4 4"],
+    scale: float,
+    rotation: Float[Tensor, "3 3"],
+    translation: Float[Tensor, "3"],
+) -> Float[Tensor, "camera 4 4"]:
+    """Return the cameras after the world went through x -> scale * rotation @ x + translation."""
+    moved = cam2world.clone()
+    moved[:, :3, :3] = rotation @ cam2world[:, :3, :3]
+    moved[:, :3, 3] = scale * cam2world[:, :3, 3] @ rotation.mT + translation
+    return moved
+
+
 def unproject(
     depth: Float[Tensor, "*batch height width"], intrinsics: Float[Tensor, "*batch 3 3"]
 ) -> Float[Tensor, "*batch height width 3"]:

@@ -1,7 +1,7 @@
 """What the user gave of the cameras: one focal length (`--focal`), or all of each (`--cameras`)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -18,13 +18,25 @@ _ONE_SIZE = 1.02
 """Ratio of long edges up to which photos count as of one size: undistortion cuts off that much."""
 
 
+def poses_of(
+    cameras: Sequence[KnownCamera | None], members: Iterable[int]
+) -> dict[int, Float[Tensor, "4 4"]]:
+    """Return the cam2world of those members of which a pose was given, by their numbers."""
+    return {
+        n: camera.cam2world
+        for n in members
+        if cameras and (camera := cameras[n]) is not None and camera.cam2world is not None
+    }
+
+
+def is_calibrated(camera: KnownCamera | None) -> bool:
+    """Say whether the lens of a camera was given, its principal point too."""
+    return camera is not None and camera.intrinsics is not None
+
+
 def is_fixed(camera: KnownCamera | None, config: AlignConfig) -> bool:
     """Say whether a camera was given whose focal length is exact; `--focal` then does not count."""
-    return (
-        camera is not None
-        and camera.intrinsics is not None
-        and config.cameras_are is CamerasAre.FIXED
-    )
+    return is_calibrated(camera) and config.cameras_are is CamerasAre.FIXED
 
 
 def is_exact(camera: KnownCamera | None, config: AlignConfig) -> bool:

@@ -51,7 +51,7 @@ def with_masks(views: Sequence[View], folder: Path | None) -> tuple[View, ...]:
     painted = (None,) * len(views) if folder is None else read_masks(folder, views)
     masks = [_both(view.mask, mask) for view, mask in zip(views, painted, strict=True)]
     where = "" if folder is None else " where their masks are not black"
-    if all(map(_is_blank, masks)):
+    if all(map(is_blank, masks)):
         raise InputError(
             f"all {len(views)} photos are transparent everywhere{where}, and transparent pixels"
             " are ignored. Give photos that show something."
@@ -59,7 +59,7 @@ def with_masks(views: Sequence[View], folder: Path | None) -> tuple[View, ...]:
     lost = [
         view.name
         for view, before, after in zip(views, painted, masks, strict=True)
-        if _is_blank(after) and not _is_blank(before)
+        if is_blank(after) and not is_blank(before)
     ]
     if lost:
         logger.warning(
@@ -79,7 +79,8 @@ def _both(
     return first & second
 
 
-def _is_blank(mask: Bool[Tensor, "height width"] | None) -> bool:
+def is_blank(mask: Bool[Tensor, "height width"] | None) -> bool:
+    """Say whether a mask lets no pixel count; None lets all."""
     return mask is not None and not bool(mask.any())
 
 
@@ -122,7 +123,7 @@ def _check_blank(
     folder: Path, masks: Sequence[Bool[Tensor, "_ _"] | None], views: Sequence[View]
 ) -> None:
     """Warn of masks that leave nothing of their photos; all of them are a fault."""
-    blank = [view.name for mask, view in zip(masks, views, strict=True) if _is_blank(mask)]
+    blank = [view.name for mask, view in zip(masks, views, strict=True) if is_blank(mask)]
     if len(blank) == len(views):
         raise UsageError(
             f"{folder}: all {len(blank)} masks are black everywhere, and black pixels are ignored."

@@ -24,7 +24,7 @@ from recon3d.errors import DisconnectedError
 from recon3d.features import RgbOf
 from recon3d.fitting import Fit, smaller_and_smaller
 from recon3d.given import read_cameras
-from recon3d.known_cameras import all_given, check_focal, given_intrinsics
+from recon3d.known_cameras import all_given, check_focal, given_intrinsics, is_calibrated
 from recon3d.masks import with_masks
 from recon3d.matches import Matches, collect_matches, merge_orders
 from recon3d.memory import alignment_bytes, free_device_bytes, thinned
@@ -319,7 +319,7 @@ def _densified(
         )
     if config.dense is False or len(names) < 2:
         return scene, None
-    calibrated = any(c is not None and c.intrinsics is not None for c in material.cameras)
+    calibrated = any(map(is_calibrated, material.cameras))
     attempt = functools.partial(
         dense_scene, scene, names, rgb_of=material.rgb_of, calibrated=calibrated, track=track
     )

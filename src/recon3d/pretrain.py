@@ -1,7 +1,7 @@
 """Pretraining by cross-view completion on procedural scenes: its loss and its probe."""
 
 import time
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from recon3d import croco_file
 from recon3d.batches import Batch, ordered_pairs
 from recon3d.config import PRESETS, CrocoConfig, ModelConfig, PretrainConfig
-from recon3d.croco import CrocoModel, completion_loss, random_hidden
+from recon3d.croco import CrocoModel, completion_loss, random_hidden, shared_sizes
 from recon3d.device import resolve_precision
 from recon3d.errors import UsageError
 from recon3d.progress import Track, silent
@@ -23,9 +23,8 @@ _PROBE_MASK_SEED = 20_260_101
 
 def croco_config(sizes: ModelConfig, config: PretrainConfig) -> CrocoConfig:
     """Return the completion network (v2) whose encoder and decoder a two-view network can take."""
-    known = {field.name for field in fields(CrocoConfig)} - {"image_size"}
-    shared = {f.name: getattr(sizes, f.name) for f in fields(ModelConfig) if f.name in known}
-    return CrocoConfig(**shared, image_size=config.stages[-1][1], mask_ratio=config.mask_ratio)
+    known = CrocoConfig(**shared_sizes(sizes))
+    return replace(known, image_size=config.stages[-1][1], mask_ratio=config.mask_ratio)
 
 
 def completion_loss_of(

@@ -17,7 +17,8 @@ from recon3d.bundle_check import RefineReport
 from recon3d.config import CamerasAre, RunConfig
 from recon3d.errors import DisconnectedError
 from recon3d.features import RgbOf
-from recon3d.known_cameras import is_exact
+from recon3d.known_cameras import is_calibrated, is_exact, poses_of
+from recon3d.masks import is_blank
 from recon3d.matches import Matches, renumber
 from recon3d.metrics import relative_pose_errors
 from recon3d.progress import Track, silent
@@ -59,7 +60,7 @@ def is_refining(config: RunConfig, n_views: int) -> bool:
 
 def has_poses(material: Material) -> bool:
     """Say whether the place of any photo was given."""
-    return any(camera is not None and camera.cam2world is not None for camera in material.cameras)
+    return bool(poses_of(material.cameras, range(len(material.cameras))))
 
 
 def exact_views(
@@ -84,18 +85,9 @@ def refined(
     """
     number = {view.name: n for n, view in enumerate(material.views)}
     members = [number[view.name] for view in scene.views]
-    given = {
-        k: camera
-        for k, n in enumerate(members)
-        if material.cameras and (camera := material.cameras[n]) is not None
-    }
-    poses = {
-        k: camera.cam2world.double().cpu()
-        for k, camera in given.items()
-        if camera.cam2world is not None
-    }
-    are_fixed = config.align.cameras_are is CamerasAre.FIXED
     new = {n: k for k, n in enumerate(members)}
+    poses = {new[n]: pose for n, pose in poses_of(material.cameras, members).items()}
+    are_fixed = config.align.cameras_are is CamerasAre.FIXED
     bundle = (
         replace(config.bundle, shared_focal=True) if config.align.shared_focal else config.bundle
     )
@@ -105,7 +97,9 @@ def refined(
         bundle,
         rgb_of=material.rgb_of,
         fixed=list(poses) if are_fixed else [],
-        calibrated=[k for k, camera in given.items() if camera.intrinsics is not None],
+        calibrated=[
+            new[n] for n in members if material.cameras and is_calibrated(material.cameras[n])
+        ],
         track=track,
     )
     placed = [
@@ -113,7 +107,8 @@ def refined(
     ]
     if report.improved and placed and not are_fixed:
         # the adjustment knows nothing of priors, nor of the size of the world that they span
-        better = brought_to(better, torch.stack([poses[k] for k in placed]), placed)
+        given = torch.stack([poses[k].double().cpu() for k in placed])
+        better = brought_to(better, given, placed)
     return better, report
 
 
@@ -209,7 +204,7 @@ def refined_with_strays(
     strays = [
         n
         for n, view in enumerate(material.views)
-        if view.name not in placed and (view.mask is None or bool(view.mask.any()))
+        if view.name not in placed and not is_blank(view.mask)
     ]
     if not strays or len(strays) > len(placed):
         return refined(scene, material, config, track=track)

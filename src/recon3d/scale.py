@@ -1,4 +1,4 @@
-"""True size from one known distance: `--scale-from I,J,METRES`."""
+"""True size from one known distance (`--scale-from I,J,METRES`); scenes moved and scaled."""
 
 import logging
 import math
@@ -6,7 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
 from recon3d.errors import UsageError
+from recon3d.geometry import moved_cameras
 from recon3d.photo_names import name_lookup
 from recon3d.types import LeftOut, Scene
 
@@ -96,18 +101,23 @@ def scale_scene(scene: Scene, i: int | str, j: int | str, metres: float) -> Scen
             f" {scene.views[second].name!r} are in the same place ({distance:.3g} units apart)."
             " Give two photos taken from different places."
         )
-    factor = metres / distance
-    cam2world = scene.cam2world.clone()
-    cam2world[:, :3, 3] = (centres * factor).to(cam2world)
+    origin = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    return replace(moved_scene(scene, metres / distance, *origin), metric=True)
+
+
+def moved_scene(
+    scene: Scene, scale: float, rotation: Float64[Tensor, "3 3"], translation: Float64[Tensor, "3"]
+) -> Scene:
+    """Return the scene after its world went through x -> scale * rotation @ x + translation."""
+    cam2world = moved_cameras(scene.cam2world.double().cpu(), scale, rotation, translation)
     return replace(
         scene,
-        cam2world=cam2world,
-        depth=tuple(depth * factor for depth in scene.depth),
+        cam2world=cam2world.to(scene.cam2world),
+        depth=tuple(depth * scale for depth in scene.depth),
         verdicts=tuple(
-            replace(verdict, position_uncertainty=verdict.position_uncertainty * factor)
+            replace(verdict, position_uncertainty=verdict.position_uncertainty * scale)
             for verdict in scene.verdicts
         ),
-        metric=True,
     )
 
 

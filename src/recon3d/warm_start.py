@@ -1,14 +1,13 @@
 """Start a training from weights: of a two-view network, or of cross-view completion."""
 
 import logging
-from dataclasses import fields
 
 from torch import Tensor
 
 from recon3d import croco_file, weights
 from recon3d.checkpoint import read_checkpoint
 from recon3d.config import CrocoConfig, ModelConfig, PositionType
-from recon3d.croco import to_two_view
+from recon3d.croco import shared_sizes, to_two_view
 from recon3d.errors import WeightsError
 from recon3d.model import TwoViewModel
 
@@ -26,8 +25,7 @@ def sizes_of(name_or_path: str) -> ModelConfig:
     config = read_checkpoint(weights.locate(name_or_path)).config
     if isinstance(config, ModelConfig):
         return config
-    names = {field.name for field in fields(ModelConfig)} & {f.name for f in fields(CrocoConfig)}
-    return ModelConfig(**{name: getattr(config, name) for name in names})
+    return ModelConfig(**shared_sizes(config))
 
 
 def start_from(model: TwoViewModel, name_or_path: str) -> None:
