@@ -71,6 +71,17 @@ class ResidualConvUnit(nn.Module):
         return x + self.conv2(F.relu_(self.conv1(F.relu(x))))
 
 
+class Doubled(nn.Module):
+    """Twice the resolution, in the type that comes in: autocast would double in fp32.
+
+    The result is rounded to 16 bits in any case, here or by the convolution that reads it.
+    """
+
+    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D height width"]:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+
+
 class FusionBlock(nn.Module):
     """Add a skip that `resConfUnit1` has refined, refine, project, double the resolution.
 
@@ -83,12 +94,13 @@ class FusionBlock(nn.Module):
         self.out_conv = nn.Conv2d(dim, dim, 1)
         self.resConfUnit1 = ResidualConvUnit(dim)
         self.resConfUnit2 = ResidualConvUnit(dim)
+        self.doubled = Doubled()
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         if skip is not None:
             x = x + skip
-        x = self.out_conv(self.resConfUnit2(x))
-        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        doubled: Tensor = self.doubled(self.out_conv(self.resConfUnit2(x)))
+        return doubled
 
 
 class Scratch(nn.Module):
@@ -147,7 +159,7 @@ class DptBody(nn.Module):
         self.scratch = Scratch(config)
         self.head = nn.Sequential(
             nn.Conv2d(config.dpt_feature_dim, config.dpt_feature_dim // 2, 3, padding=1),
-            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+            Doubled(),
             nn.Conv2d(config.dpt_feature_dim // 2, config.dpt_last_dim, 3, padding=1),
             nn.ReLU(inplace=True),
             nn.Conv2d(config.dpt_last_dim, 4, 1),
