@@ -34,6 +34,23 @@ def test_the_number_is_found_among_noise_and_gross_errors():
     assert inverse_depth_offset(expected, swept) == pytest.approx(-0.3, abs=0.03)
 
 
+def test_the_number_is_found_though_the_network_errs_by_half():
+    """Factors of 0.6 and 1.6 are common: near things weigh no more than far ones."""
+    generator = torch.Generator().manual_seed(1)
+    inverse = 0.2 + torch.rand(4000, generator=generator) ** 2
+    factor = torch.exp(0.5 * torch.randn(4000, generator=generator))
+    assert inverse_depth_offset(factor / (inverse + 0.4), 1 / inverse) == pytest.approx(
+        0.4, abs=0.15
+    )
+    assert inverse_depth_offset(factor / inverse, 1 / inverse) == 0
+
+
+def test_the_number_is_bounded_where_the_network_sees_a_plane():
+    swept = 1 + torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    offset = inverse_depth_offset(torch.full((2000,), 5.0), swept)
+    assert offset == pytest.approx(10 * float((1 / swept).median()), rel=1e-4)
+
+
 def test_no_number_where_it_explains_nothing():
     generator = torch.Generator().manual_seed(0)
     swept = 1 + 4 * torch.rand(2000, generator=generator)

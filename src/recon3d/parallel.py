@@ -5,6 +5,8 @@ principal points are not known, part of that shift may be the lenses': the photo
 only up to a number that is added to it. The expected depth tells that number.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,9 +15,11 @@ from recon3d.geometry import compose, invert_rigid, rotation_angle
 
 MOST_TURN_DEG = 2.0
 """Relative rotation up to which two cameras count as parallel."""
-_GAIN = 0.85
+_GAIN = 0.9
 """Share to which the number must lower the difference between expected and swept depth."""
-_ROUNDS = 20
+_LEAST, _MOST, _STEPS = 0.01, 10.0, 100
+"""Numbers that are tried, of either sign, relative to the median inverse depth."""
+_MAX_PIXELS = 8000
 
 
 def are_parallel(first: Float[Tensor, "4 4"], second: Float[Tensor, "4 4"]) -> bool:
@@ -31,22 +35,19 @@ def inverse_depth_offset(
 ) -> float:
     """Return what to add to the inverse of swept depth; 0 where that does not help.
 
-    Least unsquared error of: inverse expected depth = factor * (inverse swept depth + offset).
+    Least absolute error of: log inverse expected = log (inverse swept + offset) + constant, for
+    the network errs by factors.
     """
-    x, y = 1 / swept.double(), 1 / expected.double()
-    factor = (y / x).median()
-    plain = float((y - factor * x).abs().median())
-    terms = torch.stack((x, torch.ones_like(x)), 1)
-    weight = torch.ones_like(x)
-    solution = torch.stack((factor, torch.zeros_like(factor)))
-    for _ in range(_ROUNDS):
-        scaled = terms * weight[:, None]
-        solution = torch.linalg.solve(scaled.mT @ terms, scaled.mT @ y)
-        left = (y - terms @ solution).abs()
-        weight = 1 / left.clamp_min(0.1 * float(left.median()) + 1e-12)
-    if float(solution[0]) <= 0 or float(left.median()) > _GAIN * plain:
-        return 0.0
-    return float(solution[1] / solution[0])
+    few = slice(None, None, -(-len(swept) // _MAX_PIXELS))
+    inverse, log_expected = 1 / swept[few].double(), -expected[few].double().log()
+    unit = float(inverse.median())
+    size = torch.logspace(math.log10(_LEAST), math.log10(_MOST), _STEPS, dtype=torch.float64)
+    tried = torch.cat((torch.zeros(1, dtype=torch.float64), size, -size))
+    tried = tried[float(inverse.amin()) / unit + tried > 0] * unit
+    left = log_expected - (inverse + tried[:, None]).log()
+    error = (left - left.median(-1, keepdim=True).values).abs().mean(-1)
+    best = error.argmin()
+    return float(tried[best]) if float(error[best]) < _GAIN * float(error[0]) else 0.0
 
 
 def moved_lens(
