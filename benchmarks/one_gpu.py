@@ -161,7 +161,7 @@ def throughput(session: Session, options: argparse.Namespace) -> None:
             arguments = [str(HERE / "training.py"), "--preset", options.preset, *way]
             arguments += ["--device", options.device, "--scenes", str(scenes)]
             arguments += ["--views", str(options.views), "--sizes", options.stages.split(":")[-1]]
-            arguments += ["--steps", "2" if options.rehearse else "20"]
+            arguments += ["--steps", "2" if options.rehearse else "20", "--profile"]
             figures = session.run(" ".join(("throughput", str(scenes), *way)), arguments, 200)
             if figures:
                 found.append((figures[-1]["pairs_per_s"], way))

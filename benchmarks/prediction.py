@@ -8,7 +8,7 @@ predicted, and the plan for `--photos` photos compared completely. On CUDA it ru
 unmeasured.
 
 With `--naive` every directed pair is run by itself in fp32 and both of its views are encoded anew,
-as the published programs do.
+as the published programs do. `--profile` also writes to stderr what the work is made of.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import time
 from dataclasses import asdict
 
 import torch
+from profiling import print_profile
 
 from recon3d.config import PRESETS, Compile, Precision, PredictConfig
 from recon3d.device import resolve_device, resolve_precision
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--warm-up", action="store_true", help="run once before, unmeasured")
     parser.add_argument("--compile", type=Compile, default=Compile.AUTO)
     parser.add_argument("--naive", action="store_true", help="encode anew for each directed pair")
+    parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     width, height = (int(side) for side in options.size.split("x"))
     config = PredictConfig(
@@ -173,6 +175,12 @@ def main() -> None:
             }
         )
     )
+    if options.profile:
+        print_profile(
+            f"{len(pairs)} pairs",
+            lambda: list(predict_encoded(model, encoded, pairs, config)),
+            device,
+        )
 
 
 if __name__ == "__main__":

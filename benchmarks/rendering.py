@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import torch
 
-from recon3d.batches import Source, image_shape
+from recon3d.batches import image_shape
 from recon3d.config import TrainConfig
 from recon3d.device import resolve_device
+from recon3d.supply import training_source
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
         views_per_scene=options.views,
         compile=not options.no_compile,
     )
-    source = Source(config, device, seed=0)
+    source = training_source(config, device, seed=0)
     height, width = image_shape(options.size, 3 / 4, False, 16)
 
     def batch() -> None:

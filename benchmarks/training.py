@@ -4,7 +4,7 @@ Prints one JSON line for each size: ordered pairs a second of rendering alone, o
 (network, loss, optimiser on a batch that is there) and of both as training runs them, MFU of the
 latter, seconds before the first step (compiling), and on CUDA the peak of memory, which includes a
 step of square images, the largest. The weights are those of the start; landscapes and portraits
-alternate.
+alternate. `--profile` also writes to stderr what rendering and steps are made of.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 
 import torch
+from profiling import print_profile
 
 from recon3d import training
 from recon3d.batches import image_shape
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--no-compile", action="store_true", help="neither renderer nor network")
     parser.add_argument("--compile-network", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
@@ -56,11 +58,18 @@ def main() -> None:
     model = TwoViewModel(PRESETS[options.preset]).to(device)
     task, state = PairTask(model, config, dtype), State(model, config)
     for size in map(int, options.sizes.split(",")):
-        measure(task, state, config, device, size, options.steps)
+        measure(task, state, config, device, size, options.steps, profile=options.profile)
 
 
 def measure(
-    task: PairTask, state: State, config: TrainConfig, device: torch.device, size: int, steps: int
+    task: PairTask,
+    state: State,
+    config: TrainConfig,
+    device: torch.device,
+    size: int,
+    steps: int,
+    *,
+    profile: bool,
 ) -> None:
     """Measure one size and print its line."""
 
@@ -93,9 +102,13 @@ def measure(
     square = source.batch(*image_shape(size, 1.0, False, task.patch_size))
     training._update(state, task.step(square, 0.5, source.chances(0)).loss, 0.5, config, alone)
     del square
+
+    def render(n_batches: int) -> None:
+        for _ in range(n_batches):
+            source.batch(*plan(source.served))
+
     began = wait()
-    for _ in range(steps):
-        source.batch(*plan(source.served))
+    render(steps)
     render_s = wait() - began
     step_s, pairs, _ = train(None, steps)
     with supply_of(source, config.render_ahead) as supply:
@@ -121,6 +134,9 @@ def measure(
     if device.type == "cuda":
         figures["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 1)
     print(json.dumps(figures), flush=True)
+    if profile:
+        print_profile(f"{size}: 2 renderings", lambda: render(2 * config.uses), device)
+        print_profile(f"{size}: 2 steps", lambda: train(None, 2), device)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ class CameraRanges:
 
     fov_deg: tuple[float, float] = (31.0, 97.0)
     """Of the long edge."""
+    usual_share: float = 0.5
+    """Fields of view that are like those of most cameras, and not uniform in the range."""
+    usual_fov_deg: tuple[float, float] = (62.0, 9.0)
+    """Mean and deviation of these."""
     covisibility: tuple[float, float] = (0.1, 0.9)
     """Share of the pixels of the first view and of another that the other of the two sees."""
     none_share: float = 0.05
@@ -91,6 +95,16 @@ def _matrices(fov: Tensor, offset: Tensor, height: int, width: int) -> Tensor:
     matrix[..., 0, 2] = width * (0.5 + offset[..., 0])
     matrix[..., 1, 2] = height * (0.5 + offset[..., 1])
     return matrix
+
+
+def _fields_of_view(ranges: CameraRanges, draw: Draw, *shape: int) -> Tensor:
+    """Return fields of view in radians."""
+    low, high = ranges.fov_deg
+    mean, deviation = ranges.usual_fov_deg
+    usual = (mean + deviation * draw.normal(*shape)).clamp(low, high)
+    any_fov = draw.uniform(*shape, low=low, high=high)
+    fov = torch.where(draw.chance(*shape, share=ranges.usual_share), usual, any_fov)
+    return fov / 180 * math.pi
 
 
 def _rolled(cam2world: Tensor, roll: Tensor) -> Tensor:
@@ -178,8 +192,7 @@ def sample_cameras(
     ranges, draw = ranges or CameraRanges(), Draw(generator)
     rig = _Rig(world, height, width, compiled=compiled)
     n, up = len(vantage.low), torch.tensor([0.0, 0.0, 1.0])
-    low, high = (bound / 180 * math.pi for bound in ranges.fov_deg)
-    fov = draw.uniform(n, 1, low=low, high=high)
+    fov = _fields_of_view(ranges, draw, n, 1)
     offset = draw.uniform(n, 1, 2, low=-1.0, high=1.0) * ranges.principal_point
 
     # The first view: the best of the vantages.
@@ -219,7 +232,7 @@ def sample_cameras(
     aim = torch.where(zooms, goal, aim)
     cam2world = look_at(position, aim, up.expand_as(aim))
     other_lens = draw.chance(n, 1, share=ranges.own_lens_share) | zooms[..., 0]
-    fovs = torch.where(other_lens, draw.uniform(n, count, low=low, high=high), fov)
+    fovs = torch.where(other_lens, _fields_of_view(ranges, draw, n, count), fov)
     fovs = torch.lerp(fov.expand_as(fovs), fovs, step[..., 0].clamp_max(1))
     lenses = _matrices(fovs, offset.expand(n, count, 2), height, width)
     clear = rig.clear(position)

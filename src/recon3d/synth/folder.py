@@ -29,6 +29,7 @@ CONVENTIONS = (
 )
 RANGES = CameraRanges(
     fov_deg=(55.0, 68.0),
+    usual_share=0.0,
     covisibility=(0.47, 0.77),
     none_share=0.0,
     rotation_share=0.0,
