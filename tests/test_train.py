@@ -88,6 +88,9 @@ def test_resume_goes_on_from_the_saved_counters_and_moments(tmp_path: Path) -> N
     assert float(state.moments()["second.enc_norm.weight"].sum()) > 0
     with pytest.raises(UsageError, match="does not exist"):
         train.train(tmp_path / "empty", replace(QUICK, resume=True))
+    assert not (tmp_path / "empty").exists()
+    with pytest.raises(UsageError, match="has the seed 0, not 3: give --seed 0"):
+        train.train(tmp_path, replace(QUICK, pairs=40, seed=3, resume=True))
 
 
 def test_unknown_preset_and_unwritable_folder(tmp_path: Path) -> None:

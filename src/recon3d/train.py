@@ -25,7 +25,7 @@ from recon3d.geometry import rotation_angle, umeyama
 from recon3d.model import TwoViewModel, TwoViewOutput
 from recon3d.progress import Track, silent
 from recon3d.throughput import embedding_flops, encoder_flops, two_view_flops
-from recon3d.training import Step, Task, compile_blocks, open_folder, run
+from recon3d.training import Step, Task, compile_blocks, run
 from recon3d.warm_start import sizes_of, start_from
 from recon3d.workers import join_workers
 
@@ -229,7 +229,6 @@ def train(out_dir: Path, config: TrainConfig, *, track: Track = silent) -> None:
     """
     began = time.monotonic()
     sizes = _sizes(out_dir, config)
-    open_folder(out_dir)
     with join_workers(config.device) as workers:
         dtype = resolve_precision(config.precision, workers.device)
         torch.manual_seed(config.seed)

@@ -53,6 +53,7 @@ class State(Generic[Network]):
         self.average = {n: p.detach().clone() for n, p in self.named.items()}
         self.optimizers = optimizers_of(self.named, config)
         self.step, self.pairs, self.elapsed_s = 0, 0, 0.0
+        self.seed = config.seed
 
     def follow_gradient(self, rate: float) -> None:
         """Take one step of all optimisers."""
@@ -99,7 +100,12 @@ class State(Generic[Network]):
         tensors = {f"weight.{n}": p.detach() for n, p in self.named.items()}
         tensors |= {f"average.{n}": p for n, p in self.average.items()}
         tensors |= self.moments()
-        counters = {"step": self.step, "pairs": self.pairs, "elapsed_s": self.elapsed_s}
+        counters = {
+            "step": self.step,
+            "pairs": self.pairs,
+            "elapsed_s": self.elapsed_s,
+            "seed": self.seed,
+        }
         path, partial = out_dir / "state.safetensors", out_dir / ".state.safetensors.tmp"
         try:
             save_file(
@@ -116,7 +122,7 @@ class State(Generic[Network]):
         """Continue from state.safetensors.
 
         Raises:
-            UsageError: there is none, or that of another network.
+            UsageError: there is none, or that of another network or seed.
         """
         from safetensors import safe_open
 
@@ -126,6 +132,11 @@ class State(Generic[Network]):
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             counters = json.loads(file.metadata()["counters"])
+            seed = int(counters.get("seed", self.seed))
+            if seed != self.seed:
+                raise UsageError(
+                    f"{path} has the seed {seed}, not {self.seed}: give --seed {seed} to resume."
+                )
             for name, parameter in self.named.items():
                 if f"weight.{name}" not in names:
                     raise UsageError(f"{path} lacks {name}: it belongs to another preset.")

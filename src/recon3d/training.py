@@ -126,18 +126,6 @@ def learning_rate(config: LoopConfig, step: int, progress: float) -> float:
     return config.learning_rate * warm * max(cool, 0.01)
 
 
-def open_folder(out_dir: Path) -> None:
-    """Make the folder of a training.
-
-    Raises:
-        ResourceError: when it cannot be written.
-    """
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise not_writable(out_dir, error) from error
-
-
 def compile_blocks(model: nn.Module) -> None:
     """Compile the blocks of a transformer, in place: once for all, whatever number of tokens.
 
@@ -173,6 +161,7 @@ def run(
     state = State(task.model, config)
     if config.resume:
         state.load(out_dir)
+    _open_folder(out_dir)  # now that nothing else is amiss
     started = began - state.elapsed_s
     source = training_source(config, device, config.seed + 1, workers.rank)
     source.served = state.step
@@ -292,6 +281,13 @@ def _update(
 def _save(task: Task[Network], state: State[Network], out_dir: Path) -> None:
     state.save(out_dir)
     task.write(state.averaged_model(), out_dir)
+
+
+def _open_folder(out_dir: Path) -> None:
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(out_dir, error) from error
 
 
 def _journal(out_dir: Path, workers: Workers) -> contextlib.AbstractContextManager[TextIO | None]:
