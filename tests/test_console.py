@@ -63,6 +63,7 @@ def test_a_stage_that_begins_again_counts_its_time_again(monkeypatch: pytest.Mon
         console("features", 1, 5)
         assert not bar.finished
         assert (bar.completed, bar.total) == (1, 5)
+        assert console.counts == {"features": 3}
 
 
 class Terminal(io.StringIO):

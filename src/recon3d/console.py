@@ -27,6 +27,7 @@ class Console:
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self.seconds: dict[str, float] = {}
         self.counts: dict[str, int] = {}
+        self._done: dict[str, int] = {}
         self._level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
         self._bars_wanted = not quiet
         self._handler = _StderrHandler(verbose=verbose)
@@ -60,9 +61,11 @@ class Console:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Book the time since the last report on `stage` and move its bar."""
         now_s = time.perf_counter()
-        begins_again = done < self.counts.get(stage, 0)
+        begins_again = done < self._done.get(stage, 0)
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now_s - self._last_s
-        self.counts[stage] = done
+        new = done if begins_again else done - self._done.get(stage, 0)
+        self.counts[stage] = self.counts.get(stage, 0) + new
+        self._done[stage] = done
         self._last_s = now_s
         if self._progress is None:
             return
