@@ -14,7 +14,7 @@ LAYERS = (
     "synth.trace synth.textures synth.sensor",
     "console settings device download memory types model_config ground_truth pairs_extra "
     "synth.ground synth.materials",
-    "geometry attention compiled published cameras matches ply glb scene_file views baselines",
+    "geometry attention compiled grow published cameras matches ply glb scene_file views baselines",
     "heads match_file known_cameras tracks features wide_check given_files masks "
     "scale checkpoint sweep parallel repeats decode synth.shapes",
     "photos given clean model skips losses sharpen patch_net parallax sweep_check partners "

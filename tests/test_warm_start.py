@@ -9,9 +9,10 @@ import torch
 
 from recon3d import croco_file, weights
 from recon3d.checkpoint import read_checkpoint
-from recon3d.config import CrocoConfig, ModelConfig, PositionType
+from recon3d.config import PRESETS, CrocoConfig, HeadType, ModelConfig, PositionType
 from recon3d.croco import CrocoModel
 from recon3d.errors import WeightsError
+from recon3d.grow import can_grow, grown
 from recon3d.model import TwoViewModel
 from recon3d.warm_start import sizes_of, start_from
 
@@ -48,6 +49,59 @@ def test_start_from_a_two_view_network_takes_all(tmp_path: Path) -> None:
     model = TwoViewModel(replace(NANO, name="other"))
     start_from(model, str(tmp_path / "a.safetensors"))
     assert all(torch.equal(t, begun.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+LARGER = replace(
+    NANO, enc_dim=96, enc_heads=6, enc_depth=4, dec_dim=32, dec_heads=4, dec_depth=3, name="larger"
+)
+
+
+def test_a_larger_network_computes_at_first_what_the_weights_do(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    small, large = TwoViewModel(replace(NANO, enc_depth=2)).eval(), TwoViewModel(LARGER).eval()
+    for parameter in small.parameters():  # norms and biases as well
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    weights.save(small, tmp_path / "a.safetensors", half=False)
+    start_from(large, str(tmp_path / "a.safetensors"))
+    images, grid = torch.rand(2, 3, 48, 64) * 2 - 1, (3, 4)
+    with torch.no_grad():
+        answers = []
+        for model in (small, large):
+            tokens = model.encode(images)
+            answers.append(model.decode(tokens[:1], tokens[1:], grid, grid))
+    for before, after in zip(*(answer[:4] for answer in answers), strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    first, second, third = large.enc_blocks[0].mlp.fc1.weight.detach().chunk(3, dim=1)
+    assert float((first - second).abs().median()) > 1e-3  # copies will learn different things
+    expected = small.enc_blocks[0].mlp.fc1.weight.detach().repeat(3, 1)
+    torch.testing.assert_close(first + second + third, expected)
+    assert not large.enc_blocks[1].attn.proj.weight.any()
+    assert not large.dec_blocks2[2].cross_attn.proj.bias.any()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"enc_dim": 48},  # one and a half times as wide
+        {"enc_heads": 2},  # heads of other sizes turn otherwise with places
+        {"enc_depth": 1},
+        {"dec_depth": 1},
+        {"patch_size": 8},
+        {"mlp_ratio": 2},
+        {"head": HeadType.DPT},
+    ],
+)
+def test_a_network_that_is_not_larger_by_whole_numbers_does_not_grow(other: dict) -> None:
+    small = replace(NANO, enc_depth=2)
+    assert can_grow(small, LARGER)
+    assert not can_grow(small, replace(LARGER, **other))
+    with pytest.raises(ValueError, match="does not grow"):
+        grown({}, small, replace(LARGER, **other), torch.Generator())
+
+
+def test_the_small_preset_grows_from_the_packaged_weights() -> None:
+    assert can_grow(sizes_of("embedded"), PRESETS["small"])
+    assert sum(p.numel() for p in TwoViewModel(PRESETS["small"]).parameters()) < 27.5e6
 
 
 def test_sizes_are_those_that_take_the_weights(tmp_path: Path) -> None:

@@ -276,7 +276,10 @@ def train(
     textures: TexturesOption = None,
     init: Annotated[
         str | None,
-        typer.Option(help="Weights to start from: of pretrain, a two-view network, or embedded."),
+        typer.Option(
+            help="Weights to start from: of pretrain, a two-view network, or embedded; smaller ones"
+            " grow to the preset."
+        ),
     ] = None,
     resume: ResumeOption = False,
     device: TrainDeviceOption = TrainConfig.device,

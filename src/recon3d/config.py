@@ -86,7 +86,7 @@ class ModelConfig:
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(name="tiny", dec_depth=5),
     "small": ModelConfig(
-        name="small", enc_dim=384, enc_depth=8, enc_heads=6, dec_dim=256, dec_depth=6, dec_heads=4
+        name="small", enc_dim=384, enc_depth=10, enc_heads=6, dec_dim=192, dec_depth=6, dec_heads=3
     ),
     "base": ModelConfig(
         name="base", enc_dim=768, enc_depth=12, enc_heads=12, dec_dim=512, dec_depth=8, dec_heads=8
