@@ -15,7 +15,7 @@ from recon3d.device import resolve_precision
 from recon3d.errors import UsageError
 from recon3d.progress import Track, silent
 from recon3d.throughput import completion_flops
-from recon3d.training import Step, Task, compile_blocks, run
+from recon3d.training import Step, Task, compile_blocks, open_folder, run
 from recon3d.workers import join_workers
 
 _PROBE_MASK_SEED = 20_260_101
@@ -121,6 +121,7 @@ def pretrain(out_dir: Path, config: PretrainConfig, *, track: Track = silent) ->
         raise UsageError(f"preset {config.preset!r} is unknown. Known: {', '.join(PRESETS)}.")
     with join_workers(config.device) as workers:
         dtype = resolve_precision(config.precision, workers.device)
+        open_folder(out_dir, resume=config.resume)
         torch.manual_seed(config.seed)
         model = CrocoModel(croco_config(PRESETS[config.preset], config)).to(workers.device)
         task = CompletionTask(model, dtype, compiled=config.compile_network)

@@ -25,7 +25,7 @@ from recon3d.geometry import rotation_angle, umeyama
 from recon3d.model import TwoViewModel, TwoViewOutput
 from recon3d.progress import Track, silent
 from recon3d.throughput import embedding_flops, encoder_flops, two_view_flops
-from recon3d.training import Step, Task, compile_blocks, run
+from recon3d.training import Step, Task, compile_blocks, open_folder, run
 from recon3d.warm_start import sizes_of, start_from
 from recon3d.workers import join_workers
 
@@ -235,5 +235,6 @@ def train(out_dir: Path, config: TrainConfig, *, track: Track = silent) -> None:
         model = TwoViewModel(replace(sizes, image_size=config.stages[-1][1]))
         if config.init is not None and not config.resume:
             start_from(model, config.init)
+        open_folder(out_dir, resume=config.resume)
         task = PairTask(model.to(workers.device), config, dtype)
         run(task, config, out_dir, workers, began=began, track=track)

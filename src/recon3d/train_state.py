@@ -44,6 +44,18 @@ def optimizers_of(
     return chosen
 
 
+def state_file(out_dir: Path) -> Path:
+    """Return the file that a training in the folder is resumed from.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = out_dir / "state.safetensors"
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist. Leave out --resume to start a new training.")
+    return path
+
+
 class State(Generic[Network]):
     """Everything a resumed run needs: weights, their average, moments, and counters."""
 
@@ -126,9 +138,7 @@ class State(Generic[Network]):
         """
         from safetensors import safe_open
 
-        path = out_dir / "state.safetensors"
-        if not path.is_file():
-            raise UsageError(f"{path} does not exist. Leave out --resume to start a new training.")
+        path = state_file(out_dir)
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             counters = json.loads(file.metadata()["counters"])

@@ -27,7 +27,7 @@ from recon3d.model import DecoderBlock, EncoderBlock
 from recon3d.progress import Track, silent
 from recon3d.supply import supply_of, training_source
 from recon3d.throughput import TRAINING_PASSES, Peak, peak_of
-from recon3d.train_state import State
+from recon3d.train_state import State, state_file
 from recon3d.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,21 @@ def learning_rate(config: LoopConfig, step: int, progress: float) -> float:
     return config.learning_rate * warm * max(cool, 0.01)
 
 
+def open_folder(out_dir: Path, *, resume: bool) -> None:
+    """Make the folder of a training, or find what is to be resumed.
+
+    Raises:
+        UsageError: there is nothing to resume.
+        ResourceError: when the folder cannot be made.
+    """
+    if resume:
+        state_file(out_dir)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(out_dir, error) from error
+
+
 def compile_blocks(model: nn.Module) -> None:
     """Compile the blocks of a transformer, in place: once for all, whatever number of tokens.
 
@@ -161,7 +176,6 @@ def run(
     state = State(task.model, config)
     if config.resume:
         state.load(out_dir)
-    _open_folder(out_dir)  # now that nothing else is amiss
     started = began - state.elapsed_s
     source = training_source(config, device, config.seed + 1, workers.rank)
     source.served = state.step
@@ -281,13 +295,6 @@ def _update(
 def _save(task: Task[Network], state: State[Network], out_dir: Path) -> None:
     state.save(out_dir)
     task.write(state.averaged_model(), out_dir)
-
-
-def _open_folder(out_dir: Path) -> None:
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise not_writable(out_dir, error) from error
 
 
 def _journal(out_dir: Path, workers: Workers) -> contextlib.AbstractContextManager[TextIO | None]:
