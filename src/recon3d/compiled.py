@@ -6,7 +6,6 @@ better off without.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from subprocess import SubprocessError
@@ -126,7 +125,7 @@ class Trial:
         if step == "time plain":
             self._plain_s = took_s
             kind = self._device.type
-            pays = self._left * took_s * _GAIN.get(kind, 0.0) > _COST_S.get(kind, math.inf)
+            pays = kind in _GAIN and self._left * took_s * _GAIN[kind] > _COST_S[kind]
             if self._left >= 2 and (pays or self._mode is Compile.YES):
                 self._steps = ["compile"]
         elif step == "compile":

@@ -61,9 +61,10 @@ class Console:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Book the time since the last report on `stage` and move its bar."""
         now_s = time.perf_counter()
-        begins_again = done < self._done.get(stage, 0)
+        before = self._done.get(stage, 0)
+        begins_again = done < before
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now_s - self._last_s
-        new = done if begins_again else done - self._done.get(stage, 0)
+        new = done if begins_again else done - before
         self.counts[stage] = self.counts.get(stage, 0) + new
         self._done[stage] = done
         self._last_s = now_s

@@ -10,7 +10,8 @@ from recon3d.config import HeadType, ModelConfig
 
 _EVENNESS = 0.5
 """Least share of what an equal copy of a channel would get, when its readers divide it."""
-_OUTPUTS = ("attn.proj.", "mlp.fc2.")
+_OUTPUTS = ("attn.proj.", "cross_attn.proj.", "mlp.fc2.")
+"""What the parts of a block add to its input."""
 
 
 def can_grow(small: ModelConfig, large: ModelConfig) -> bool:
@@ -61,11 +62,12 @@ def grown(
             found[name] = _widened(name, tensor, rows, columns, generator)
             continue
         old, _, inner = rest.partition(".")
-        for new in (n for n, source in enumerate(layers[part]) if source == int(old)):
+        copies = [n for n, source in enumerate(layers[part]) if source == int(old)]
+        for new in copies:
             wide = _widened(name, tensor, rows, columns, generator)
-            adds_nothing = new > 0 and layers[part][new - 1] == int(old)
-            is_output = inner.startswith(_OUTPUTS) or inner.startswith("cross_attn.proj.")
-            found[f"{part}.{new}.{inner}"] = wide * (not (adds_nothing and is_output))
+            if new != copies[0] and inner.startswith(_OUTPUTS):
+                wide = torch.zeros_like(wide)
+            found[f"{part}.{new}.{inner}"] = wide
     return found
 
 
@@ -87,10 +89,9 @@ def _widened(
     tensor = tensor.float()
     if name == "mask_token":
         return tensor.repeat(1, 1, rows)
-    if ".attn.qkv." in name:  # queries, keys and values are each copied as a whole
-        tensor = torch.cat([part.repeat(rows, *[1] * (part.ndim - 1)) for part in tensor.chunk(3)])
-    else:
-        tensor = tensor.repeat(rows, *[1] * (tensor.ndim - 1))
+    # queries, keys and values are each copied as a whole
+    parts = tensor.chunk(3) if ".attn.qkv." in name else (tensor,)
+    tensor = torch.cat([part for part in parts for _ in range(rows)])
     if tensor.ndim != 2 or columns == 1:
         return tensor
     share = torch.rand(columns, *tensor.shape, generator=generator)

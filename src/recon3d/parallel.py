@@ -20,6 +20,7 @@ _GAIN = 0.9
 _LEAST, _MOST, _STEPS = 0.01, 10.0, 100
 """Numbers that are tried, of either sign, relative to the median inverse depth."""
 _MAX_PIXELS = 8000
+"""Of those at hand that are looked at, drawn evenly."""
 
 
 def are_parallel(first: Float[Tensor, "4 4"], second: Float[Tensor, "4 4"]) -> bool:
