@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ MATCHING = dataclasses.replace(
     dpt_feature_dim=8, dpt_last_dim=4,
 )  # fmt: skip
 LOOP: dict[str, Any] = dict(
-    preset="nano", minutes=1e6, pairs=8, n_procedural_textures=4, probe_batches=1, probe_size=32,
-    precision=Precision.FP32, compile=False, scenes_per_step=2, views_per_scene=2,
+    preset="nano", minutes=math.inf, pairs=8, n_procedural_textures=4, probe_batches=1,
+    probe_size=32, precision=Precision.FP32, compile=False, scenes_per_step=2, views_per_scene=2,
     stages=((1.0, 32),), warmup_steps=1, log_every_steps=1, render_ahead=0,
 )  # fmt: skip
 CPU = torch.device("cpu")

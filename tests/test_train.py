@@ -1,6 +1,7 @@
 """The training loop: it learns, logs, resumes, and its probe tells whether both views are used."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -320,7 +321,7 @@ class PowerCutError(Exception):
 def test_resume_gives_what_an_uninterrupted_training_gives(
     optimizer: config.Optimizer, tmp_path: Path
 ) -> None:
-    every_step = replace(QUICK, minutes=1e6, pairs=20, save_every_s=0.0, optimizer=optimizer)
+    every_step = replace(QUICK, minutes=math.inf, pairs=20, save_every_s=0.0, optimizer=optimizer)
     train.train(tmp_path / "whole", every_step)
 
     def cut(stage: str, done: int, total: int) -> None:
