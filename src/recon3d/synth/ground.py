@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from recon3d.kernels import apart
 from recon3d.synth.trace import FAR, NEAR
 from recon3d.synth.world import N_WAVES, Surroundings
 
@@ -72,7 +73,7 @@ def meet_ground(
     at_top, at_bottom = (top - z) / safe, (-top - z) / safe
     first = torch.minimum(at_top, at_bottom).clamp_min(NEAR)
     last = torch.minimum(torch.maximum(at_top, at_bottom) + 1e-3, limit)
-    span = last - first
+    first, span = apart(first), apart(last - first)
 
     def above(t: Tensor, axes: int = 0) -> Tensor:
         """Height of the ray over the ground; `axes` more axes than rays have."""
@@ -84,13 +85,13 @@ def meet_ground(
     step = torch.arange(COARSE_STEPS, device=ray.device)
     share = ((step + 1) / COARSE_STEPS) ** 2  # finer near the camera
     below = above(first[..., None] + span[..., None] * share, 1) <= 0
-    index = torch.where(below, step, COARSE_STEPS).amin(-1)
+    index = apart(torch.where(below, step, COARSE_STEPS).amin(-1))
     found = (index < COARSE_STEPS) & (span > 0)
-    start = first + span * (index / COARSE_STEPS) ** 2
-    span = span * (((index + 1) / COARSE_STEPS) ** 2 - (index / COARSE_STEPS) ** 2)
+    start = apart(first + span * (index / COARSE_STEPS) ** 2)
+    span = apart(span * (((index + 1) / COARSE_STEPS) ** 2 - (index / COARSE_STEPS) ** 2))
     step = torch.arange(FINE_STEPS, device=ray.device)
     below = above(start[..., None] + span[..., None] * ((step + 1) / FINE_STEPS), 1) <= 0
-    index = torch.where(below, step, FINE_STEPS - 1).amin(-1)
+    index = apart(torch.where(below, step, FINE_STEPS - 1).amin(-1))
     low = start + span * (index / FINE_STEPS)
     high = low + span / FINE_STEPS
     t = high
