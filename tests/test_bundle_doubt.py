@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from recon3d import bundle_doubt
+from recon3d import bundle_doubt, bundle_solve
 from recon3d.bundle_doubt import MAX_VIEWS, camera_doubt
-from recon3d.bundle_solve import Problem, Rig, adjust
+from recon3d.bundle_solve import Problem, Rig, adjust, adjust_centres
 from recon3d.config import RefineConfig
 from recon3d.geometry import invert_rigid, look_at, so3_exp, transform_points
 from recon3d.tracks import Tracks
@@ -103,6 +103,32 @@ def test_predicted_and_real_scatter_agree(
     assert float(ratio.min()) > 0.75
     assert float(ratio.max()) < 1.33
     assert (expected[list(fixed)] == 0).all()
+
+
+def test_predicted_and_real_scatter_agree_with_free_principal_points(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is told of principal points weighs as much in the adjustment as in the prediction."""
+    pytest.importorskip("pycolmap", reason="needs the extra colmap")
+    monkeypatch.setattr(bundle_doubt, "INDEPENDENT", 1.0)
+    monkeypatch.setattr(bundle_solve, "INDEPENDENT", 1.0)
+    monkeypatch.setattr(bundle_doubt, "_BEND_SPREAD", 1e-9)
+    task, spread = problem(off_centre=3.0), torch.full((N_VIEWS,), 3.0).double()
+    said, real = [], []
+    for seed in range(25):
+        tracks = observed(0.5, seed)
+        centre = 3.0 * torch.randn(N_VIEWS, 2, generator=torch.Generator().manual_seed(seed))
+        tracks = replace(tracks, pixels=tracks.pixels + centre.double()[tracks.view])
+        moved, rig = task, true_rig()
+        for _ in range(4):
+            moved, rig = adjust_centres(moved, rig, tracks, task.centre, spread)
+        said.append(camera_doubt(replace(moved, free_centre=True), rig, tracks))
+        real.append(off(rig, free=True))
+    expected = torch.stack(said).square().mean(0).sqrt()
+    scatter = torch.stack(real).square().mean(0).sqrt()
+    ratio = expected / scatter
+    assert float(ratio.min()) > 0.75
+    assert float(ratio.max()) < 1.33
 
 
 def test_errors_that_neighbours_share_count_as_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,33 @@ def test_sample_data_with_cameras_refined(name: str, tmp_path: Path) -> None:
     assert float(np.median(relative_rotation_errors_deg(SAMPLES / name, cameras))) < 1.0
 
 
+def test_cropped_photos_are_refined_with_their_true_principal_points(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap", reason="needs the extra colmap")
+    cuts = ((0, 0), (140, 0), (0, -120), (-100, 0), (0, 0))  # columns or rows, from either end
+    (tmp_path / "images").mkdir()
+    for (x, y), path in zip(cuts, sorted((SAMPLES / "room" / "images").iterdir()), strict=True):
+        bgr = cv2.imread(str(path))
+        rows, columns = (slice(max(0, cut), cut if cut < 0 else None) for cut in (y, x))
+        cv2.imwrite(str(tmp_path / "images" / f"{path.stem}.png"), bgr[rows, columns])
+    truth = json.loads((SAMPLES / "room" / "gt.json").read_text())
+    for entry in truth["images"]:
+        entry["file"] = entry["file"].replace(".jpg", ".png")
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    inputs = [str(tmp_path / "images")]
+    code, _, cameras = run_samples(inputs, tmp_path, "--no-dense")
+    assert code == 0
+    assert float(np.median(relative_rotation_errors_deg(tmp_path, cameras))) < 1.5
+    views = json.loads(cameras.read_text())["views"]
+    found = [
+        (
+            view["intrinsics"]["cx"] - view["width"] / 2,
+            view["intrinsics"]["cy"] - view["height"] / 2,
+        )
+        for view in views
+    ]
+    np.testing.assert_allclose(found, [(-x / 2, -y / 2) for x, y in cuts], atol=12)
+
+
 def test_photos_that_the_network_cannot_join_are_joined_by_features(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
     "errors progress interrupt photo_names compiler kernels essential exif cycles retrieval sky "
-    "measure depth_warp sweep_fill threads muon synth.world synth.atlas synth.draw synth.relief",
+    "measure bundle_prior depth_warp sweep_fill threads muon synth.world synth.atlas synth.draw "
+    "synth.relief",
     "config streams files sweep_doubt pair_geometry catalogue torch_file image_header pairs colmap "
     "synth.trace synth.textures synth.sensor",
     "console settings device download memory types model_config ground_truth pairs_extra "
@@ -26,7 +27,8 @@ LAYERS = (
     "align_solve align_polish adopt bundle_scene bundle_check bundle_evidence bundle_doubt "
     "bundle_join bundle_map bundle_pair twin_pose score_table synth.cameras synth.family_indoor "
     "synth.family_outdoor synth.family_piles",
-    "align_given align_refine align_dense bundle_conflict warm_start weights_info synth.families",
+    "bundle_centre align_given align_refine align_dense bundle_conflict warm_start weights_info "
+    "synth.families",
     "align_place bundle synth.folder",
     "align_verdicts refinement",
     "align synth batches",

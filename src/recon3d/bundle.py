@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from recon3d.bundle_centre import find_centres
 from recon3d.bundle_check import (
     SURE_OF_VIEW,
     RefineReport,
@@ -23,6 +24,7 @@ from recon3d.bundle_check import (
     held_out,
     is_sure,
     judged,
+    pays,
     support_of_views,
 )
 from recon3d.bundle_conflict import contradicted_view, rigs_contradict
@@ -58,7 +60,6 @@ _EXACT = 0.01  # ... and so is one that leaves no more (thousandths)
 _MIN_HELD = 0.5  # share of the views that tracks must hold
 _SAME_FOCAL = 1.01  # ratio of EXIF focal lengths of one lens
 _TRACKS_PER_VIEW = 50  # fewer leave doubt
-_PAYS = 0.8  # of the error of one focal length for all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -139,6 +140,11 @@ def refine_scene(
         logger.info("others contradict what %s shows: tried without it", scene.views[odd].name)
         evidence.ignored.add(odd)
         problem, best = _solved(scene, evidence, config, problem_for, track)
+    tracks = best.used, best.held_out
+    found = find_centres(scene.views, problem, best.rig, tracks, best.report, track)
+    if found is not None:
+        problem, rig, report = found
+        best = replace(best, rig=rig, report=report)
     held = sorted(set(best.used.view.tolist()))
     report = replace(best.report, refined=tuple(scene.views[n].name for n in held))
     if evidence.from_features and not problem.constant_pose.any():
@@ -185,7 +191,7 @@ def _solved(
         others, start = problem_for(replace(config, shared_focal=False))
         if best.report.reason or _would_pay(others, start, best, track):
             free = _best_attempt(scene, others, start, evidence, track)
-            if _pays(free.report, best.report):
+            if pays(free.report, best.report):
                 problem, best = others, free
     return problem, best
 
@@ -200,14 +206,7 @@ def same_lens(views: Sequence[View]) -> bool:
 def _would_pay(problem: Problem, start: Rig, shared: _Attempt, track: Track) -> bool:
     """Say whether the shared solution becomes clearly better with focal lengths set free."""
     rig = _in_rounds(problem, shared.rig, shared.used, track)
-    return _pays(judged(shared.report, problem, start, rig, shared.held_out), shared.report)
-
-
-def _pays(free: RefineReport, shared: RefineReport) -> bool:
-    """Say whether focal lengths of their own pay: they always fit a little better."""
-    if free.reason or shared.reason:
-        return bool(shared.reason) and not free.reason
-    return free.error_after < _PAYS * shared.error_after
+    return pays(judged(shared.report, problem, start, rig, shared.held_out), shared.report)
 
 
 def _best_attempt(

@@ -43,9 +43,9 @@ def camera_doubt(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, 
 
     Relative to all cameras together (their mean rotation, place and distance from each other), or
     to the fixed ones, from the scatter of the observations about their points, and from what is not
-    known of the lenses: focal lengths, and what no adjustment moves, principal points and a little
-    radial distortion. The tracks of two views say nothing here of focal lengths. nan for views
-    without tracks and beyond `MAX_VIEWS` views; 0 for fixed ones.
+    known of the lenses: focal lengths, and what no adjustment moves, a little radial distortion and
+    (but for `Problem.free_centre`) principal points. The tracks of two views say nothing here of
+    focal lengths. nan for views without tracks and beyond `MAX_VIEWS` views; 0 for fixed ones.
     """
     n_views = len(rig.focal)
     doubt = torch.full((n_views, 2), torch.nan, dtype=torch.float64)
@@ -76,10 +76,10 @@ def camera_doubt(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, 
 class _Parameters:
     """Where each view's parameters are: 3 of rotation, 3 of centre, 1 focal length, 3 of lens.
 
-    The latter, principal point (in long edges) and radial distortion, are not adjusted: they come
-    last, and have `spread` for a standard deviation. So does the focal length (its logarithm) of
-    two views: these fit any so well that a little distortion decides. What is known, such as a
-    focal length that was given, has the place after the last.
+    The latter, principal point (in long edges) and radial distortion, are not adjusted, unless
+    principal points are: they come last, and have `spread` for a standard deviation. So does the
+    focal length (its logarithm) of two views: these fit any so well that a little distortion
+    decides. What is known, such as a focal length that was given, has the place after the last.
     """
 
     place: Int64[Tensor, "view 10"]
@@ -95,14 +95,14 @@ def _parameters(problem: Problem, held: list[int]) -> _Parameters:
         if not problem.constant_pose[n]:
             place[n, :6] = torch.arange(n_adjusted, n_adjusted + 6)
             n_adjusted += 6
-    first = 7 if len(held) > 2 else 6  # of a lens's parameters, the first that is not adjusted
+    # of a lens's parameters, the first that is not adjusted
+    first = 6 if len(held) <= 2 else 9 if problem.free_centre else 7
     by_focal = [n for n in held if not problem.constant_focal[n]]
     by_centre = [n for n in held if problem.constant_focal[n] and problem.centre_spread[n] > 0]
     lenses = [(first, views) for views in _lenses(by_focal, problem)]
-    if first == 7:
-        for _, views in lenses:
-            place[views, 6] = n_adjusted
-            n_adjusted += 1
+    for _, views in lenses:
+        place[views, 6:first] = n_adjusted + torch.arange(first - 6)
+        n_adjusted += first - 6
     lenses += [(7, views) for views in _lenses(by_centre, problem)]
     centre_spread = problem.centre_spread / UNIT
     bend_spread = torch.where(centre_spread > 0, _BEND_SPREAD, 0.0)
@@ -171,10 +171,13 @@ def _normal_matrix(
         ridge = 1e-9 * inner.diagonal(dim1=1, dim2=2).sum(-1) + 1e-30
         inner += ridge[:, None, None] * torch.eye(3, dtype=torch.float64)
         normal -= cross.flatten(0, 1).mT @ torch.linalg.solve(inner, cross).flatten(0, 1)
-    focal = index[tracks.view.unique(), 6].unique()
-    for place in focal[focal < n_adjusted].tolist():
-        known = problem.focal_spread[(index[:, 6] == place)].min()
-        normal[place, place] += 1 / known.square()  # of what `adjust` is told of focal lengths
+    # what `adjust` is told of focal lengths, and `adjust_centres` of principal points
+    centre_spread = problem.centre_spread / UNIT
+    for column, spread in ((6, problem.focal_spread), (7, centre_spread), (8, centre_spread)):
+        own = index[tracks.view.unique(), column].unique()
+        for place in own[own < n_adjusted].tolist():
+            known = spread[index[:, column] == place].min()
+            normal[place, place] += 1 / known.square()
     return normal[:-1, :-1], length
 
 

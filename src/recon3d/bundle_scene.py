@@ -60,6 +60,7 @@ def rebuilt_scene(
     intrinsics = scene.intrinsics.double().cpu().clone()
     intrinsics[held, 0, 0] = (rig.focal / problem.unit[:, 0])[held]
     intrinsics[held, 1, 1] = (rig.focal / problem.unit[:, 1])[held]
+    intrinsics[held, :2, 2] = problem.centre[held]
     depth, depth_error = _bent_depth(
         [depth * float(factor) for depth, factor in zip(scene.depth, growth, strict=True)],
         problem,

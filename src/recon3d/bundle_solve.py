@@ -9,7 +9,7 @@ Structure-from-motion revisited, CVPR 2016 (COLMAP).
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from recon3d.bundle_prior import LikelyLens, remind_of_focals, remind_of_lenses
 from recon3d.config import RefineConfig
 from recon3d.errors import UsageError
 from recon3d.geometry import invert_rigid, transform_points
@@ -41,7 +42,6 @@ _CENTRE_SPREAD = 7.0
 """Standard deviation of a principal point from the middle of the photo, x and y, in thousandths:
 calibrated cameras are 5 to 10 off."""
 _FINEST = 0.2  # thousandths; features are rarely more exact
-_N_REMINDERS = 16  # observations that share the word of a likely focal length: none is an outlier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -58,7 +58,8 @@ class Problem:
 
     `likely_focal` is where focal lengths (thousandths) stay that no track holds, `focal_spread` the
     standard deviation of its logarithm; `centre_spread` is how far principal points probably are
-    from `centre` (thousandths), 0 where lenses are known.
+    from `centre` (thousandths), 0 where lenses are known. With `free_centre`, `centre` was adjusted
+    as well, and `centre_spread` is what was told of it before.
     """
 
     unit: Float64[Tensor, "view 2"]
@@ -69,6 +70,7 @@ class Problem:
     constant_focal: Bool[Tensor, " view"]
     constant_pose: Bool[Tensor, " view"]
     config: RefineConfig
+    free_centre: bool = False
 
     def image(self, tracks: Tracks) -> Float64[Tensor, "observation 2"]:
         """Return the observations in thousandths from the principal point."""
@@ -190,14 +192,45 @@ def adjust(problem: Problem, rig: Rig, tracks: Tracks) -> Rig:
 
     Cameras without tracks stay; so do all where fewer than `min_tracks` fit.
     """
+    return _adjusted(problem, rig, tracks, None)[0]
+
+
+def adjust_centres(
+    problem: Problem,
+    rig: Rig,
+    tracks: Tracks,
+    middle: Float64[Tensor, "view 2"],
+    spread: Float64[Tensor, " view"],
+) -> tuple[Problem, Rig]:
+    """Do what `adjust` does, with principal points free where focal lengths are.
+
+    They probably lie at `middle` (pixels of the views), with standard deviations `spread`
+    (thousandths).
+    """
+    likely = (middle - problem.centre) * problem.unit
+    rig, moved = _adjusted(problem, rig, tracks, (likely, spread))
+    return replace(problem, centre=problem.centre + moved / problem.unit), rig
+
+
+def _adjusted(
+    problem: Problem,
+    rig: Rig,
+    tracks: Tracks,
+    centres: tuple[Float64[Tensor, "view 2"], Float64[Tensor, " view"]] | None,
+) -> tuple[Rig, Float64[Tensor, "view 2"]]:
+    """Return the cameras, and how far principal points moved: not at all without `centres`.
+
+    These say where they probably are (thousandths from where they were), and their spread.
+    """
     pycolmap = require_pycolmap()
+    moved = torch.zeros_like(problem.centre)
     fit = fit_tracks(problem, rig, tracks)
     bound = problem.config.max_error * UNIT
-    middle = min(bound, float(fit.error.median()))
+    error = min(bound, float(fit.error.median()))
     good = well_seen(rig, tracks, fit, bound)
     _, kept = tracks.track[good].unique(return_counts=True)
     if int((kept >= 2).sum()) < problem.config.min_tracks:
-        return rig
+        return rig, moved
     tracks = select_observations(tracks, good)
     points = fit_tracks(problem, rig, tracks).points
     model = _model(pycolmap, problem, rig, tracks, points)
@@ -214,46 +247,42 @@ def adjust(problem: Problem, rig: Rig, tracks: Tracks) -> Rig:
     # points and cameras follow the noise: of points that two views see, half of it shows
     n_values, n_unknown = 2 * len(tracks.view), 3 * tracks.n_tracks + 6 * len(views)
     shows = math.sqrt(max(n_values - n_unknown, 1) / n_values)
-    _remind(pycolmap, model, setup, problem, noise=max(_FINEST, middle) / shows)
-    options = _options(pycolmap, problem.config, max(LOSS_SCALE, middle))
+    noise = max(_FINEST, error) / shows
+    likely = _likely_lenses(model, problem, *(centres or (moved, problem.centre_spread)))
+    options = _options(pycolmap, problem.config, max(LOSS_SCALE, error))
+    if centres is None:
+        remind_of_focals(pycolmap, model, setup, likely, noise)
+    else:
+        options.refine_principal_point = True
+        remind_of_lenses(pycolmap, model, setup, likely, noise / INDEPENDENT**0.5)
     pycolmap.create_default_bundle_adjuster(options, setup, model).solve()
     cam2world, focal = rig.cam2world.clone(), rig.focal.clone()
     for number, image in views:
         world2cam = torch.eye(4, dtype=torch.float64)
         world2cam[:3] = torch.from_numpy(image.cam_from_world().matrix())
         cam2world[number - 1] = invert_rigid(world2cam)
-        focal[number - 1] = float(model.cameras[image.camera_id].params[0])
-    return Rig(cam2world=cam2world, focal=focal)
+        lens = torch.from_numpy(np.array(model.cameras[image.camera_id].params))
+        focal[number - 1], moved[number - 1] = lens[0], lens[1:]
+    return Rig(cam2world=cam2world, focal=focal), moved
 
 
-def _remind(
-    pycolmap: ModuleType, model: Any, setup: Any, problem: Problem, *, noise: float
-) -> None:
-    """Let an image that nothing moves see a point where it lies by each likely focal length.
-
-    The solver knows no other way to tell it what a focal length probably is. The point is so close
-    to the axis that an observation off by `noise` means a focal length off by `focal_spread`.
-    """
-    free = {
-        image.camera_id: number - 1
+def _likely_lenses(
+    model: Any,
+    problem: Problem,
+    middle: Float64[Tensor, "view 2"],
+    spread: Float64[Tensor, " view"],
+) -> dict[int, LikelyLens]:
+    """Return what is thought of each camera whose lens is adjusted, by its first view."""
+    return {
+        image.camera_id: LikelyLens(
+            focal=float(problem.likely_focal[number - 1]),
+            focal_spread=float(problem.focal_spread[number - 1]),
+            centre=middle[number - 1].numpy(),
+            centre_spread=float(spread[number - 1]),
+        )
         for number, image in reversed(list(model.images.items()))
         if not problem.constant_focal[number - 1]
     }
-    first = max(model.images) + 1
-    for number, (camera, n) in enumerate(free.items(), start=first):
-        slope = noise / float(problem.focal_spread[n] * problem.likely_focal[n] * _N_REMINDERS**0.5)
-        seen = np.zeros((_N_REMINDERS, 2))
-        seen[:, 0] = slope * float(problem.likely_focal[n])
-        model.add_image_with_trivial_frame(
-            pycolmap.Image(
-                name=f"focal {camera}", keypoints=seen, camera_id=camera, image_id=number
-            ),
-            pycolmap.Rigid3d(),
-        )
-        track = pycolmap.Track([pycolmap.TrackElement(number, k) for k in range(_N_REMINDERS)])
-        setup.add_constant_point(model.add_point3D(np.array([slope, 0.0, 1.0]), track))
-        setup.add_image(number)
-        setup.set_constant_rig_from_world_pose(model.images[number].frame_id)
 
 
 def _options(pycolmap: ModuleType, config: RefineConfig, loss_scale: float) -> Any:

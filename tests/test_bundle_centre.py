@@ -1,0 +1,147 @@
+"""Principal points of cropped photos: found where tracks tell them, else left in the middle."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from recon3d import bundle_centre
+from recon3d.bundle_centre import find_centres
+from recon3d.bundle_check import RefineReport, judged
+from recon3d.bundle_solve import Problem, Rig, adjust
+from recon3d.geometry import invert_rigid, look_at, rotation_angle, so3_exp, transform_points
+from recon3d.tracks import Tracks
+from seen_tracks import open_problem, tracks_of
+
+pytest.importorskip("pycolmap", reason="needs the extra colmap")
+
+N_VIEWS, N_POINTS = 6, 200
+CROPPED = {1: (110.0, 0.0), 4: (0.0, -80.0)}
+"""Views, and where their principal points are, in thousandths from the middle."""
+
+
+def problem() -> Problem:
+    return open_problem(
+        N_VIEWS,
+        centre_spread=torch.full((N_VIEWS,), 7.0).double(),
+        focal_spread=torch.full((N_VIEWS,), 0.2).double(),
+    )
+
+
+def true_rig() -> Rig:
+    angle = torch.linspace(0, 1.2, N_VIEWS).double()
+    centre = torch.stack((4 * angle.sin(), 0.4 * angle.cos(), 4 - 4 * angle.cos()), -1)
+    target = torch.tensor([0.0, 0.0, 4.0]).double().expand(N_VIEWS, 3)
+    up = torch.tensor([0.0, -1.0, 0.1]).double()
+    return Rig(cam2world=look_at(centre, target, up), focal=torch.full((N_VIEWS,), 900.0).double())
+
+
+def observed(seed: int, cropped: dict[int, tuple[float, float]]) -> Tracks:
+    """Return points that all views see, with noise of 0.3 thousandths."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(N_POINTS, 3, generator=generator).double() + torch.tensor([0.0, 0, 4])
+    world2cam = invert_rigid(true_rig().cam2world)
+    in_cam = transform_points(world2cam, points.expand(N_VIEWS, -1, -1))
+    pixels = 900 * in_cam[..., :2] / in_cam[..., 2:]
+    pixels = pixels + 0.3 * torch.randn(pixels.shape, generator=generator).double()
+    for view, centre in cropped.items():
+        pixels[view] += torch.tensor(centre).double()
+    return tracks_of(pixels)
+
+
+def photos(widths: list[int]) -> list[SimpleNamespace]:
+    return [
+        SimpleNamespace(name=f"{n}.jpg", photo_width=width, photo_height=750)
+        for n, width in enumerate(widths)
+    ]
+
+
+def centred(cropped: dict[int, tuple[float, float]]) -> tuple[Rig, Tracks, Tracks, RefineReport]:
+    """Return cameras adjusted with principal points in the middle, tracks, and the report."""
+    used, aside = observed(0, cropped), observed(1, cropped)
+    rig = true_rig()
+    for view, (x, y) in cropped.items():  # a turn looks much like a crop
+        turn = so3_exp(torch.tensor([-y / 900, x / 900, 0.0]).double())
+        rig.cam2world[view, :3, :3] = rig.cam2world[view, :3, :3] @ turn.mT
+    for _ in range(6):
+        rig = adjust(problem(), rig, used)
+    plain = RefineReport(improved=True, reason="", sharp_pairs=1, n_tracks=N_POINTS)
+    report = judged(replace(plain, remapped=True), problem(), true_rig(), rig, aside)
+    return rig, used, aside, replace(report, reason="", error_before=0.5)
+
+
+def wrong_deg(rig: Rig) -> Tensor:
+    """Return by how much rotations relative to the first view are wrong."""
+    true, found = (some.cam2world[:, :3, :3] for some in (true_rig(), rig))
+    return torch.rad2deg(rotation_angle((true[:1].mT @ true).mT @ (found[:1].mT @ found)))
+
+
+def test_principal_points_of_cropped_photos_are_found(caplog: pytest.LogCaptureFixture) -> None:
+    rig, used, aside, report = centred(CROPPED)
+    assert float(wrong_deg(rig).max()) > 2
+    with caplog.at_level("INFO", logger="recon3d"):
+        found = find_centres(
+            photos([1000, 890, 1000, 1000, 900, 1000]), problem(), rig, (used, aside), report
+        )
+    assert found is not None
+    moved, better, judgement = found
+    true = torch.zeros(N_VIEWS, 2).double()
+    for view, centre in CROPPED.items():
+        true[view] = torch.tensor(centre)
+    assert float((moved.centre - true).abs().max()) < 8
+    assert float(wrong_deg(better).max()) < 0.5
+    assert judgement.error_after < 0.5 * report.error_after
+    assert judgement.error_before == report.error_before
+    assert moved.free_centre
+    assert "2 photos are cropped, by what features show: 1.jpg, 4.jpg" in caplog.text
+
+
+def test_photos_of_unlike_sizes_need_not_be_cropped() -> None:
+    rig, used, aside, report = centred({})
+    views = photos([1000, 890, 1000, 1000, 900, 1000])
+    assert find_centres(views, problem(), rig, (used, aside), report) is None
+
+
+@pytest.mark.parametrize("known", ["sizes", "lenses", "a shared lens", "two views", "a failure"])
+def test_nothing_is_tried_where_nothing_can_be_cropped_or_told(
+    known: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("adjusted")
+
+    rig, used, aside = true_rig(), observed(0, {}), observed(1, {})
+    report = RefineReport(improved=False, reason="", sharp_pairs=1, n_tracks=N_POINTS)
+    task, views = problem(), photos([1000, 890, 1000, 1000, 900, 1000])
+    if known == "sizes":
+        views = [
+            SimpleNamespace(name="", photo_width=w, photo_height=h)
+            for w, h in [(1000, 750), (750, 1000)] * 3
+        ]
+    elif known == "lenses":
+        task = replace(task, constant_focal=torch.ones(N_VIEWS, dtype=torch.bool))
+    elif known == "a shared lens":
+        task = replace(task, config=replace(task.config, shared_focal=True))
+    elif known == "a failure":
+        report = replace(report, reason="the tracks kept aside do not fit better")
+    else:
+        keep = used.view < 2
+        used = replace(used, track=used.track[keep], view=used.view[keep], pixels=used.pixels[keep])
+    monkeypatch.setattr(bundle_centre, "adjust_centres", refuse)
+    assert find_centres(views, task, rig, (used, aside), report) is None
+
+
+def test_where_features_only_hint_at_it_cameras_stay_and_are_doubted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig, used, aside, report = centred(CROPPED)
+    monkeypatch.setattr(bundle_centre, "pays", lambda free, held: False)
+    views = photos([1000, 890, 1000, 1000, 900, 1000])
+    found = find_centres(views, problem(), rig, (used, aside), report)
+    assert found is not None
+    doubted, same, judgement = found
+    assert same is rig
+    assert judgement is report
+    assert (doubted.centre == problem().centre).all()
+    assert (doubted.centre_spread > problem().centre_spread).all()
