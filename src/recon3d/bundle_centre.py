@@ -63,7 +63,7 @@ def find_centres(
     if not pays(found, report):
         return _with_spread(problem, torch.full_like(spread, _IN_DOUBT)), rig, report
     names = [views[n].name for n in held if off[n] > 2 * _PLAIN]
-    logger.info("%d photos are cropped, by what features show: %s", len(names), ", ".join(names))
+    logger.info("cropped, by what features show: %s", ", ".join(names) or "none by much")
     found = replace(found, remapped=report.remapped, error_before=report.error_before)
     return replace(_with_spread(moved, spread), free_centre=True), new, found
 
