@@ -33,6 +33,7 @@ def crop(folder: Path, out: Path, n_photos: int) -> int:
                 start[axis] = cut
             else:
                 stop[axis] -= cut
+        entry.pop("depth", None)
         entry["file"] = f"images/{path.stem}.png"
         entry["width"], entry["height"] = stop[0] - start[0], stop[1] - start[1]
         for key, middle, cut in (("cx", width / 2, start[0]), ("cy", height / 2, start[1])):
@@ -50,6 +51,8 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--photos", type=int, default=8, help="of each folder, at most")
     options = parser.parse_args()
+    if len({folder.name for folder in options.folders}) < len(options.folders):
+        parser.error("two folders have one name")
     for folder in options.folders:
         n_cropped = crop(folder, options.out / folder.name, options.photos)
         print(json.dumps({"scene": folder.name, "cropped": n_cropped}))

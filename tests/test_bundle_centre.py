@@ -9,6 +9,7 @@ from torch import Tensor
 from recon3d import bundle_centre
 from recon3d.bundle_centre import find_centres
 from recon3d.bundle_check import RefineReport, judged
+from recon3d.bundle_doubt import camera_doubt
 from recon3d.bundle_solve import Problem, Rig, adjust
 from recon3d.geometry import invert_rigid, look_at, rotation_angle, so3_exp, transform_points
 from recon3d.tracks import Tracks
@@ -20,6 +21,8 @@ pytest.importorskip("pycolmap", reason="needs the extra colmap")
 N_VIEWS, N_POINTS = 6, 200
 CROPPED = {1: (110.0, 0.0), 4: (0.0, -80.0)}
 """Views, and where their principal points are, in thousandths from the middle."""
+WIDTHS, HEIGHTS = [1000, 780, 1000, 1000, 1000, 1000], (750, 750, 750, 750, 590, 750)
+"""In pixels, here thousandths: the cropped ones lack 220 and 160."""
 
 
 def problem() -> Problem:
@@ -90,9 +93,7 @@ def test_principal_points_of_cropped_photos_are_found(caplog: pytest.LogCaptureF
     rig, used, aside, report = centred(CROPPED)
     assert float(wrong_deg(rig).max()) > 2
     with caplog.at_level("INFO", logger="recon3d"):
-        found = find_centres(
-            photos([1000, 890, 1000, 1000, 900, 1000]), problem(), rig, (used, aside), report
-        )
+        found = find_centres(photos(WIDTHS, HEIGHTS), problem(), rig, (used, aside), report)
     assert found is not None
     moved, better, judgement = found
     true = torch.zeros(N_VIEWS, 2).double()
@@ -108,7 +109,7 @@ def test_principal_points_of_cropped_photos_are_found(caplog: pytest.LogCaptureF
 
 def test_photos_of_unlike_sizes_need_not_be_cropped() -> None:
     rig, used, aside, report = centred({})
-    views = photos([1000, 890, 1000, 1000, 900, 1000])
+    views = photos(WIDTHS, HEIGHTS)
     assert find_centres(views, problem(), rig, (used, aside), report) is None
 
 
@@ -121,7 +122,7 @@ def test_nothing_is_tried_where_nothing_can_be_cropped_or_told(
 
     rig, used, aside = true_rig(), observed(0, {}), observed(1, {})
     report = RefineReport(improved=False, reason="", sharp_pairs=1, n_tracks=N_POINTS)
-    task, views = problem(), photos([1000, 890, 1000, 1000, 900, 1000])
+    task, views = problem(), photos(WIDTHS, HEIGHTS)
     if known == "sizes":
         views = photos([1000, 750] * 3, (750, 1000) * 3)  # some upright
     elif known == "lenses":
@@ -142,7 +143,7 @@ def test_where_features_only_hint_at_it_cameras_stay_and_are_doubted(
 ) -> None:
     rig, used, aside, report = centred(CROPPED)
     monkeypatch.setattr(bundle_centre, "pays", lambda free, held: False)
-    views = photos([1000, 890, 1000, 1000, 900, 1000])
+    views = photos([1000, 780, 640, 900, 800, 700], (750, 740, 480, 600, 590, 710))
     found = find_centres(views, problem(), rig, (used, aside), report)
     assert found is not None
     doubted, same, judgement = found
@@ -150,3 +151,37 @@ def test_where_features_only_hint_at_it_cameras_stay_and_are_doubted(
     assert judgement is report
     assert (doubted.centre == problem().centre).all()
     assert (doubted.centre_spread > problem().centre_spread).all()
+
+
+def test_known_principal_points_stay_though_focal_lengths_are_free() -> None:
+    rig, used, aside, report = centred(CROPPED)
+    spread = problem().centre_spread.clone()
+    spread[0] = 0
+    task = replace(problem(), centre_spread=spread)
+    found = find_centres(photos(WIDTHS, HEIGHTS), task, rig, (used, aside), report)
+    assert found is not None
+    moved, better, _ = found
+    assert float(moved.centre[0].norm()) < 0.5
+    assert float(moved.centre_spread[0]) == 0
+    assert camera_doubt(moved, better, used).isfinite().all()
+
+
+def test_one_cropped_photo_among_known_lenses_is_found() -> None:
+    crop = {4: CROPPED[4]}
+    rig, used, aside, report = centred(crop)
+    known = torch.arange(N_VIEWS) != 4
+    task = replace(problem(), constant_focal=known)
+    heights = (750, 750, 750, 750, 590, 750)
+    found = find_centres(photos([1000] * 6, heights), task, rig, (used, aside), report)
+    assert found is not None
+    assert found[0].centre[4].tolist() == pytest.approx(crop[4], abs=3)
+    assert (found[0].centre[known] == 0).all()
+
+
+def test_sizes_tell_who_is_cropped_and_by_how_much() -> None:
+    crops = {0: (1000, 750), 1: (800, 750), 2: (750, 1000), 3: (750, 940), 4: (640, 480)}
+    assert {n: lack.tolist() for n, lack in bundle_centre._missing(crops).items()} == {
+        0: [0, 0], 1: [200, 0], 2: [0, 0], 3: [0, 60]
+    }  # fmt: skip
+    unlike = {0: (1000, 750), 1: (640, 480), 2: (900, 600), 3: (800, 500)}
+    assert bundle_centre._missing(unlike) == {}

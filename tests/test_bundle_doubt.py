@@ -113,7 +113,7 @@ def test_predicted_and_real_scatter_agree_with_free_principal_points(
     monkeypatch.setattr(bundle_doubt, "INDEPENDENT", 1.0)
     monkeypatch.setattr(bundle_solve, "INDEPENDENT", 1.0)
     monkeypatch.setattr(bundle_doubt, "_BEND_SPREAD", 1e-9)
-    task, spread = problem(off_centre=3.0), torch.full((N_VIEWS,), 3.0).double()
+    task, spread = problem(off_centre=3.0), torch.full((N_VIEWS, 2), 3.0).double()
     said, real = [], []
     for seed in range(25):
         tracks = observed(0.5, seed)

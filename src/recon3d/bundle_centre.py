@@ -1,12 +1,14 @@
 """Cropped photos: principal points that are not in the middle of their photos.
 
 That a camera turns and that its photo was cropped look much alike; only many features in more than
-two photos tell them apart. So principal points are first held loosely, then the more firmly the
-less they moved: few photos are cropped, and those a lot.
+two photos tell them apart. So principal points are first held loosely, then as sizes say: of the
+photos of a camera, those of full size are not cropped, and others only along the side that is
+short. Where sizes say nothing, they are held the more firmly the less they moved: few photos are
+cropped, and those a lot.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 # standard deviations of principal points, in thousandths
 _LOOSE = 60.0  # before anything is known; a tenth cut off one side is 50
-_PLAIN, _LEAST = 15.0, 7.0  # of a photo that seems not to be cropped
+_PLAIN = 15.0  # of a photo that seems not to be cropped
+_LEAST = 7.0
+_KNOWN = 1e-3
 _IN_DOUBT = 25.0
 _HINTS = 0.97  # of the error of principal points in the middle
 _N_LOOSE, _N_ROUNDS = 2, 6
@@ -39,40 +43,66 @@ def find_centres(
 ) -> tuple[Problem, Rig, RefineReport] | None:
     """Return all three with principal points where tracks want them, None if in the middle.
 
-    Tried where photos of unlike sizes were taken with lenses that are not known, and cameras passed
-    the check. Tracks kept aside must fit clearly better; where they fit a little better, all stays
-    but `centre_spread`.
+    Tried where photos have unlike sizes, not all lenses are known, and cameras passed the check.
+    Tracks kept aside must fit better; where sizes say nothing of who is cropped, clearly so, else
+    all stays but `centre_spread`.
     """
     used, aside = used_and_aside
     held = used.view.unique().tolist()
-    if report.reason or len(held) < 3 or not _may_be_cropped(views, held, problem):
+    sizes = {n: (views[n].photo_width, views[n].photo_height) for n in held}
+    is_open = not problem.config.shared_focal and not problem.constant_focal[held].all()
+    if report.reason or len(held) < 3 or not is_open or len(set(map(_lying, sizes.values()))) < 2:
         return None
-    moved, new, found = problem, rig, report
-    spread = torch.full_like(rig.focal, _LOOSE)
+    at_most = torch.full_like(problem.centre, _LOOSE)
+    missing = _missing(sizes)
+    for n, lack in missing.items():
+        at_most[n] = (lack * problem.unit[n] * views[n].photo2view.diagonal()[:2] / 2).double()
+    at_most = at_most.clamp_min(_LEAST)
+    is_known = (problem.centre_spread == 0)[:, None]
+    moved, new, spread = problem, rig, at_most
     for n_done in range(1, _N_ROUNDS + 1):
+        spread = torch.where(is_known, _KNOWN, spread)
         moved, new = adjust_centres(moved, new, used, problem.centre, spread)
         track("refine", n_done, _N_ROUNDS)
-        if n_done < _N_LOOSE:
-            continue
-        found = judged(replace(report, remapped=True), moved, rig, new, aside)
-        if not found.error_after < _HINTS * report.error_after:
-            track("refine", _N_ROUNDS, _N_ROUNDS)
-            return None
-        off = ((moved.centre - problem.centre) * problem.unit).norm(dim=-1)
-        spread = ((_PLAIN**2 + off.square()) / 2).sqrt().clamp(_LEAST, _LOOSE)
-    if not pays(found, report):
-        return _with_spread(problem, torch.full_like(spread, _IN_DOUBT)), rig, report
+        off = ((moved.centre - problem.centre) * problem.unit).norm(dim=-1, keepdim=True)
+        if n_done >= _N_LOOSE:
+            spread = at_most.minimum(((_PLAIN**2 + off.square()) / 2).sqrt())
+    found = judged(replace(report, remapped=True), moved, rig, new, aside)
+    if found.reason or not found.error_after < _HINTS * report.error_after:
+        return None
+    if not missing and not pays(found, report):
+        return _with_spread(problem, torch.full_like(rig.focal, _IN_DOUBT)), rig, report
     names = [views[n].name for n in held if off[n] > 2 * _PLAIN]
     logger.info("cropped, by what features show: %s", ", ".join(names) or "none by much")
     found = replace(found, remapped=report.remapped, error_before=report.error_before)
-    return replace(_with_spread(moved, spread), free_centre=True), new, found
+    return replace(_with_spread(moved, spread.amax(-1)), free_centre=True), new, found
 
 
-def _may_be_cropped(views: Sequence[View], held: Sequence[int], problem: Problem) -> bool:
-    """Say whether photos whose lenses are not known have unlike sizes, upright or not."""
-    free = [views[n] for n in held if not problem.constant_focal[n]]
-    sizes = {tuple(sorted((view.photo_width, view.photo_height))) for view in free}
-    return len(sizes) > 1 and not problem.config.shared_focal
+def _missing(sizes: Mapping[int, tuple[int, int]]) -> dict[int, Float64[Tensor, "2"]]:
+    """Return what photos lack of the full size of the camera, in pixels, as far as sizes tell.
+
+    That is the size of which most of the others lack something along one side only.
+    """
+    explained = [
+        {n: lack for n, size in sizes.items() if (lack := _lack(size, full)) is not None}
+        for full in sorted(set(sizes.values()), reverse=True)
+    ]
+    best = max(explained, key=len)
+    return best if 2 * len(best) > len(sizes) else {}
+
+
+def _lack(size: tuple[int, int], full: tuple[int, int]) -> Float64[Tensor, "2"] | None:
+    """Return what a photo lacks of the full size, lying or upright; None if not one side alone."""
+    lacks = [
+        (frame[0] - size[0], frame[1] - size[1])
+        for frame in (full, full[::-1])
+        if min(frame[0] - size[0], frame[1] - size[1]) == 0
+    ]
+    return torch.tensor(min(lacks, key=sum), dtype=torch.float64) if lacks else None
+
+
+def _lying(size: tuple[int, int]) -> tuple[int, int]:
+    return max(size), min(size)
 
 
 def _with_spread(problem: Problem, spread: Float64[Tensor, " view"]) -> Problem:

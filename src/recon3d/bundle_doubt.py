@@ -30,6 +30,7 @@ _MIN_NOISE = 0.05  # thousandths; features are never more exact
 _RAYLEIGH_MEDIAN = math.sqrt(2 * math.log(2))  # of the length of a 2D error with deviation 1
 _CHUNK = 1000  # tracks at a time
 _N_PARAMETERS = 10  # of a view
+_SMALLEST = 1e-6  # deviation, of what is known
 _BEND_SPREAD = 0.02
 """Standard deviation of the radial distortion k that photos may have left, where pixels are
 f r (1 + k r^2): on 15 scenes with ground truth, this much explains how wrong cameras are."""
@@ -176,7 +177,7 @@ def _normal_matrix(
     for column, spread in ((6, problem.focal_spread), (7, centre_spread), (8, centre_spread)):
         own = index[tracks.view.unique(), column].unique()
         for place in own[own < n_adjusted].tolist():
-            known = spread[index[:, column] == place].min()
+            known = spread[index[:, column] == place].min().clamp_min(_SMALLEST)
             normal[place, place] += 1 / known.square()
     return normal[:-1, :-1], length
 

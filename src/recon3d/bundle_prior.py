@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-_N_REMINDERS = 16  # observations that share the word of a likely focal length: none is an outlier
+_N_REMINDERS = 16  # observations that share the word of what is likely: none is an outlier
 _SHORTEST = 1e-4  # of a focal length
 
 
 class LikelyLens(NamedTuple):
-    """A focal length, the deviation of its logarithm, a principal point and its deviation."""
+    """A focal length, the deviation of its logarithm, a principal point and its deviations."""
 
     focal: float
     focal_spread: float
     centre: Float64[np.ndarray, "2"]
-    centre_spread: float
+    centre_spread: Float64[np.ndarray, "2"]
 
 
 def remind_of_focals(
@@ -47,23 +47,23 @@ def remind_of_lenses(
 ) -> None:
     """Tell the solver what focal lengths and principal points of cameras probably are.
 
-    Each camera sees two points, left and right of its axis. So does another at the same place, of
-    known lens but so short that it hardly holds the points: where the principal point is off by its
-    deviation, or the focal length by its own, both together are off by `noise`. (All observations
+    Each camera sees points left and right of its axis. So does another at the same place, of known
+    lens but so short that it hardly holds the points: where the principal point is off by its
+    deviation, or the focal length by its own, all together are off by `noise`. (All observations
     weigh the same, so a weak one has to be a poor one.)
     """
     first, short = max(model.images) + 1, max(model.cameras) + 1
     for place, (camera, lens) in enumerate(likely.items()):
-        pull = noise / (2**0.5 * lens.centre_spread)
-        focal = lens.focal * min(1.0, max(_SHORTEST, pull))
-        slope = lens.centre_spread / (lens.focal_spread * lens.focal)
-        aside = np.array([[slope, 0.0], [-slope, 0.0]])
+        pull = noise / ((2 * _N_REMINDERS) ** 0.5 * lens.centre_spread)
+        focal = lens.focal * np.clip(pull, _SHORTEST, 1.0)
+        slope = lens.centre_spread[0] / (lens.focal_spread * lens.focal)
+        aside = np.tile([[slope, 0.0], [-slope, 0.0]], (_N_REMINDERS, 1))
         model.add_camera_with_trivial_rig(
             pycolmap.Camera(
-                model="SIMPLE_PINHOLE",
+                model="PINHOLE",
                 width=1,
                 height=1,
-                params=[focal, 0.0, 0.0],
+                params=[*focal, 0.0, 0.0],
                 camera_id=short + place,
             )
         )

@@ -200,7 +200,7 @@ def adjust_centres(
     rig: Rig,
     tracks: Tracks,
     middle: Float64[Tensor, "view 2"],
-    spread: Float64[Tensor, " view"],
+    spread: Float64[Tensor, "view 2"],
 ) -> tuple[Problem, Rig]:
     """Do what `adjust` does, with principal points free where focal lengths are.
 
@@ -216,7 +216,7 @@ def _adjusted(
     problem: Problem,
     rig: Rig,
     tracks: Tracks,
-    centres: tuple[Float64[Tensor, "view 2"], Float64[Tensor, " view"]] | None,
+    centres: tuple[Float64[Tensor, "view 2"], Float64[Tensor, "view 2"]] | None,
 ) -> tuple[Rig, Float64[Tensor, "view 2"]]:
     """Return the cameras, and how far principal points moved: not at all without `centres`.
 
@@ -248,7 +248,7 @@ def _adjusted(
     n_values, n_unknown = 2 * len(tracks.view), 3 * tracks.n_tracks + 6 * len(views)
     shows = math.sqrt(max(n_values - n_unknown, 1) / n_values)
     noise = max(_FINEST, error) / shows
-    likely = _likely_lenses(model, problem, *(centres or (moved, problem.centre_spread)))
+    likely = _likely_lenses(model, problem, *(centres or (moved, torch.ones_like(moved))))
     options = _options(pycolmap, problem.config, max(LOSS_SCALE, error))
     if centres is None:
         remind_of_focals(pycolmap, model, setup, likely, noise)
@@ -270,7 +270,7 @@ def _likely_lenses(
     model: Any,
     problem: Problem,
     middle: Float64[Tensor, "view 2"],
-    spread: Float64[Tensor, " view"],
+    spread: Float64[Tensor, "view 2"],
 ) -> dict[int, LikelyLens]:
     """Return what is thought of each camera whose lens is adjusted, by its first view."""
     return {
@@ -278,7 +278,7 @@ def _likely_lenses(
             focal=float(problem.likely_focal[number - 1]),
             focal_spread=float(problem.focal_spread[number - 1]),
             centre=middle[number - 1].numpy(),
-            centre_spread=float(spread[number - 1]),
+            centre_spread=spread[number - 1].numpy(),
         )
         for number, image in reversed(list(model.images.items()))
         if not problem.constant_focal[number - 1]
