@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from recon3d.bundle_solve import Problem
+from recon3d.bundle_solve import Problem, Rig
 from recon3d.config import RefineConfig
+from recon3d.geometry import invert_rigid, look_at, transform_points
 from recon3d.tracks import Tracks
 
 
@@ -23,6 +24,22 @@ def open_problem(n_views: int, focal: float = 900.0, **changes: object) -> Probl
         config=RefineConfig(),
     )
     return replace(problem, **changes)
+
+
+def ring(n_views: int, focal: float = 900.0) -> Rig:
+    """Return cameras around the point 4 in front of the first, which all look at."""
+    angle = torch.linspace(0, 1.2, n_views).double()
+    centre = torch.stack((4 * angle.sin(), torch.zeros(n_views), 4 - 4 * angle.cos()), -1)
+    target = torch.tensor([0.0, 0.0, 4.0]).double().expand(n_views, 3)
+    up = torch.tensor([0.0, -1.0, 0.1]).double()
+    return Rig(cam2world=look_at(centre, target, up), focal=torch.full((n_views,), focal).double())
+
+
+def seen_by(rig: Rig, n_points: int, generator: torch.Generator) -> Tensor:
+    """Return where the cameras of a ring see points around its middle, [view, point, 2]."""
+    points = torch.randn(n_points, 3, generator=generator).double() + torch.tensor([0.0, 0, 4])
+    in_cam = transform_points(invert_rigid(rig.cam2world), points.expand(len(rig.focal), -1, -1))
+    return rig.focal[:, None, None] * in_cam[..., :2] / in_cam[..., 2:]
 
 
 def tracks_of(pixels: Tensor) -> Tracks:

@@ -11,10 +11,10 @@ from recon3d.bundle_centre import find_centres
 from recon3d.bundle_check import RefineReport, judged
 from recon3d.bundle_doubt import camera_doubt
 from recon3d.bundle_solve import Problem, Rig, adjust
-from recon3d.geometry import invert_rigid, look_at, rotation_angle, so3_exp, transform_points
+from recon3d.geometry import rotation_angle, so3_exp
 from recon3d.tracks import Tracks
 from recon3d.types import View
-from seen_tracks import open_problem, tracks_of
+from seen_tracks import open_problem, ring, seen_by, tracks_of
 
 pytest.importorskip("pycolmap", reason="needs the extra colmap")
 
@@ -34,20 +34,13 @@ def problem() -> Problem:
 
 
 def true_rig() -> Rig:
-    angle = torch.linspace(0, 1.2, N_VIEWS).double()
-    centre = torch.stack((4 * angle.sin(), 0.4 * angle.cos(), 4 - 4 * angle.cos()), -1)
-    target = torch.tensor([0.0, 0.0, 4.0]).double().expand(N_VIEWS, 3)
-    up = torch.tensor([0.0, -1.0, 0.1]).double()
-    return Rig(cam2world=look_at(centre, target, up), focal=torch.full((N_VIEWS,), 900.0).double())
+    return ring(N_VIEWS)
 
 
 def observed(seed: int, cropped: dict[int, tuple[float, float]]) -> Tracks:
     """Return points that all views see, with noise of 0.3 thousandths."""
     generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(N_POINTS, 3, generator=generator).double() + torch.tensor([0.0, 0, 4])
-    world2cam = invert_rigid(true_rig().cam2world)
-    in_cam = transform_points(world2cam, points.expand(N_VIEWS, -1, -1))
-    pixels = 900 * in_cam[..., :2] / in_cam[..., 2:]
+    pixels = seen_by(true_rig(), N_POINTS, generator)
     pixels = pixels + 0.3 * torch.randn(pixels.shape, generator=generator).double()
     for view, centre in cropped.items():
         pixels[view] += torch.tensor(centre).double()

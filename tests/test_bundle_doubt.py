@@ -10,9 +10,9 @@ from recon3d import bundle_doubt, bundle_solve
 from recon3d.bundle_doubt import MAX_VIEWS, camera_doubt
 from recon3d.bundle_solve import Problem, Rig, adjust, adjust_centres
 from recon3d.config import RefineConfig
-from recon3d.geometry import invert_rigid, look_at, so3_exp, transform_points
+from recon3d.geometry import so3_exp
 from recon3d.tracks import Tracks
-from seen_tracks import open_problem, tracks_of
+from seen_tracks import open_problem, ring, seen_by, tracks_of
 
 N_VIEWS, N_POINTS = 5, 60
 DISTANCE = 4.0  # of the points, about
@@ -31,11 +31,7 @@ def problem(
 
 
 def true_rig() -> Rig:
-    angle = torch.linspace(0, 1.2, N_VIEWS).double()
-    centre = torch.stack((4 * angle.sin(), torch.zeros(N_VIEWS), 4 - 4 * angle.cos()), -1)
-    target = torch.tensor([0.0, 0.0, 4.0]).double().expand(N_VIEWS, 3)
-    up = torch.tensor([0.0, -1.0, 0.1]).double()
-    return Rig(cam2world=look_at(centre, target, up), focal=torch.full((N_VIEWS,), 900.0).double())
+    return ring(N_VIEWS)
 
 
 def observed(noise: float, seed: int, *, off_centre: float = 0.0) -> Tracks:
@@ -43,11 +39,8 @@ def observed(noise: float, seed: int, *, off_centre: float = 0.0) -> Tracks:
 
     Principal points are `off_centre` from the middle; then lenses bend as well.
     """
-    generator = torch.Generator().manual_seed(0)
-    points = torch.randn(N_POINTS, 3, generator=generator).double() + torch.tensor([0.0, 0, 4])
-    rig, generator = true_rig(), torch.Generator().manual_seed(seed)
-    in_cam = transform_points(invert_rigid(rig.cam2world), points.expand(N_VIEWS, -1, -1))
-    pixels = 900 * in_cam[..., :2] / in_cam[..., 2:]
+    pixels = seen_by(true_rig(), N_POINTS, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
     pixels = pixels + noise * torch.randn(pixels.shape, generator=generator).double()
     centre = torch.randn(N_VIEWS, 1, 2, generator=generator).double()
     if off_centre:

@@ -554,7 +554,7 @@ settings = config.TrainConfig(
 plain = TwoViewModel(sizes)
 fast = copy.deepcopy(plain)
 training.compile_blocks(fast)
-for seed, shape in enumerate(((48, 64), (80, 32))):
+for seed, shape in enumerate(((48, 64), (80, 32), (64, 64))):
     batch = batches.Source(settings, torch.device("cpu"), seed).batch(*shape)
     for model in (plain, fast):
         chances = torch.Generator().manual_seed(0)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from recon3d.bundle_centre import find_centres
+from recon3d.bundle_centre import find_centres, of_one_size
 from recon3d.bundle_check import (
     SURE_OF_VIEW,
     RefineReport,
@@ -198,9 +198,8 @@ def _solved(
 
 def same_lens(views: Sequence[View]) -> bool:
     """Say whether nothing speaks against one focal length: equal sizes, EXIF alike where known."""
-    sizes = {tuple(sorted((view.photo_width, view.photo_height))) for view in views}
     focals = [view.focal_px for view in views if view.focal_px is not None]
-    return len(sizes) == 1 and (not focals or max(focals) <= _SAME_FOCAL * min(focals))
+    return of_one_size(views) and (not focals or max(focals) <= _SAME_FOCAL * min(focals))
 
 
 def _would_pay(problem: Problem, start: Rig, shared: _Attempt, track: Track) -> bool:

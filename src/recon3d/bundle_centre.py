@@ -1,10 +1,10 @@
 """Cropped photos: principal points that are not in the middle of their photos.
 
 That a camera turns and that its photo was cropped look much alike; only many features in more than
-two photos tell them apart. So principal points are first held loosely, then as sizes say: of the
-photos of a camera, those of full size are not cropped, and others only along the side that is
-short. Where sizes say nothing, they are held the more firmly the less they moved: few photos are
-cropped, and those a lot.
+two photos tell them apart. So principal points are held as sizes say: of the photos of a camera,
+those of full size are not cropped, and others only along the side that is short. Where sizes say
+nothing, they are held loosely. All are held the more firmly the less they moved, then: few photos
+are cropped, and those a lot.
 """
 
 import logging
@@ -24,9 +24,9 @@ from recon3d.types import View
 logger = logging.getLogger(__name__)
 
 # standard deviations of principal points, in thousandths
-_LOOSE = 60.0  # before anything is known; a tenth cut off one side is 50
+_LOOSE = 60.0  # where sizes say nothing; a tenth cut off one side is 50
 _PLAIN = 15.0  # of a photo that seems not to be cropped
-_LEAST = 7.0
+_LEAST = 7.0  # of a photo of full size
 _KNOWN = 1e-3
 _IN_DOUBT = 25.0
 _HINTS = 0.97  # of the error of principal points in the middle
@@ -49,19 +49,17 @@ def find_centres(
     """
     used, aside = used_and_aside
     held = used.view.unique().tolist()
-    sizes = {n: (views[n].photo_width, views[n].photo_height) for n in held}
     is_open = not problem.config.shared_focal and not problem.constant_focal[held].all()
-    if report.reason or len(held) < 3 or not is_open or len(set(map(_lying, sizes.values()))) < 2:
+    if report.reason or len(held) < 3 or not is_open or of_one_size([views[n] for n in held]):
         return None
     at_most = torch.full_like(problem.centre, _LOOSE)
-    missing = _missing(sizes)
+    missing = _missing({n: (views[n].photo_width, views[n].photo_height) for n in held})
     for n, lack in missing.items():
         at_most[n] = (lack * problem.unit[n] * views[n].photo2view.diagonal()[:2] / 2).double()
-    at_most = at_most.clamp_min(_LEAST)
     is_known = (problem.centre_spread == 0)[:, None]
+    at_most = torch.where(is_known, _KNOWN, at_most.clamp_min(_LEAST))
     moved, new, spread = problem, rig, at_most
     for n_done in range(1, _N_ROUNDS + 1):
-        spread = torch.where(is_known, _KNOWN, spread)
         moved, new = adjust_centres(moved, new, used, problem.centre, spread)
         track("refine", n_done, _N_ROUNDS)
         off = ((moved.centre - problem.centre) * problem.unit).norm(dim=-1, keepdim=True)
@@ -76,6 +74,11 @@ def find_centres(
     logger.info("cropped, by what features show: %s", ", ".join(names) or "none by much")
     found = replace(found, remapped=report.remapped, error_before=report.error_before)
     return replace(_with_spread(moved, spread.amax(-1)), free_centre=True), new, found
+
+
+def of_one_size(views: Sequence[View]) -> bool:
+    """Say whether all photos have one size, lying or upright."""
+    return len({tuple(sorted((view.photo_width, view.photo_height))) for view in views}) == 1
 
 
 def _missing(sizes: Mapping[int, tuple[int, int]]) -> dict[int, Float64[Tensor, "2"]]:
@@ -99,10 +102,6 @@ def _lack(size: tuple[int, int], full: tuple[int, int]) -> Float64[Tensor, "2"] 
         if min(frame[0] - size[0], frame[1] - size[1]) == 0
     ]
     return torch.tensor(min(lacks, key=sum), dtype=torch.float64) if lacks else None
-
-
-def _lying(size: tuple[int, int]) -> tuple[int, int]:
-    return max(size), min(size)
 
 
 def _with_spread(problem: Problem, spread: Float64[Tensor, " view"]) -> Problem:

@@ -30,7 +30,6 @@ _MIN_NOISE = 0.05  # thousandths; features are never more exact
 _RAYLEIGH_MEDIAN = math.sqrt(2 * math.log(2))  # of the length of a 2D error with deviation 1
 _CHUNK = 1000  # tracks at a time
 _N_PARAMETERS = 10  # of a view
-_SMALLEST = 1e-6  # deviation, of what is known
 _BEND_SPREAD = 0.02
 """Standard deviation of the radial distortion k that photos may have left, where pixels are
 f r (1 + k r^2): on 15 scenes with ground truth, this much explains how wrong cameras are."""
@@ -96,12 +95,17 @@ def _parameters(problem: Problem, held: list[int]) -> _Parameters:
         if not problem.constant_pose[n]:
             place[n, :6] = torch.arange(n_adjusted, n_adjusted + 6)
             n_adjusted += 6
-    # of a lens's parameters, the first that is not adjusted
-    first = 6 if len(held) <= 2 else 9 if problem.free_centre else 7
+
+    def first_fixed(views: list[int]) -> int:
+        """Return which of a lens's parameters is the first that is not adjusted."""
+        if len(held) <= 2:
+            return 6
+        return 9 if problem.free_centre and problem.centre_spread[views[0]] > 0 else 7
+
     by_focal = [n for n in held if not problem.constant_focal[n]]
     by_centre = [n for n in held if problem.constant_focal[n] and problem.centre_spread[n] > 0]
-    lenses = [(first, views) for views in _lenses(by_focal, problem)]
-    for _, views in lenses:
+    lenses = [(first_fixed(views), views) for views in _lenses(by_focal, problem)]
+    for first, views in lenses:
         place[views, 6:first] = n_adjusted + torch.arange(first - 6)
         n_adjusted += first - 6
     lenses += [(7, views) for views in _lenses(by_centre, problem)]
@@ -177,7 +181,7 @@ def _normal_matrix(
     for column, spread in ((6, problem.focal_spread), (7, centre_spread), (8, centre_spread)):
         own = index[tracks.view.unique(), column].unique()
         for place in own[own < n_adjusted].tolist():
-            known = spread[index[:, column] == place].min().clamp_min(_SMALLEST)
+            known = spread[index[:, column] == place].min()
             normal[place, place] += 1 / known.square()
     return normal[:-1, :-1], length
 

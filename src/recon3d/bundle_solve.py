@@ -248,7 +248,8 @@ def _adjusted(
     n_values, n_unknown = 2 * len(tracks.view), 3 * tracks.n_tracks + 6 * len(views)
     shows = math.sqrt(max(n_values - n_unknown, 1) / n_values)
     noise = max(_FINEST, error) / shows
-    likely = _likely_lenses(model, problem, *(centres or (moved, torch.ones_like(moved))))
+    in_place = moved, problem.centre_spread[:, None].expand(-1, 2)
+    likely = _likely_lenses(model, problem, *(centres or in_place))
     options = _options(pycolmap, problem.config, max(LOSS_SCALE, error))
     if centres is None:
         remind_of_focals(pycolmap, model, setup, likely, noise)
