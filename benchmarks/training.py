@@ -1,10 +1,11 @@
 """Measure training: `python benchmarks/training.py --preset small --scenes 48 --views 4`.
 
-Prints one JSON line for each size: ordered pairs a second of rendering alone, of the steps alone
-(network, loss, optimiser on a batch that is there) and of both as training runs them, MFU of the
-latter, seconds before the first step (compiling), and on CUDA the peak of memory, which includes a
-step of square images, the largest. The weights are those of the start; landscapes and portraits
-alternate. `--profile` also writes to stderr what rendering and steps are made of.
+Prints one JSON line for each size: ordered pairs a second of rendering alone (each rendered once
+and photographed for all its uses), of the steps alone (network, loss, optimiser on a batch that is
+there) and of both as training runs them, MFU of the latter, seconds before the first step
+(compiling), and on CUDA the peak of memory, which includes a step of square images, the largest.
+The weights are those of the start; landscapes and portraits alternate. `--profile` also writes to
+stderr what rendering and steps are made of.
 """
 
 import argparse
@@ -103,8 +104,8 @@ def measure(
     training._update(state, task.step(square, 0.5, source.chances(0)).loss, 0.5, config, alone)
     del square
 
-    def render(n_batches: int) -> None:
-        for _ in range(n_batches):
+    def render(n_renderings: int) -> None:
+        for _ in range(n_renderings * config.uses):
             source.batch(*plan(source.served))
 
     began = wait()
@@ -135,7 +136,7 @@ def measure(
         figures["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 1)
     print(json.dumps(figures), flush=True)
     if profile:
-        print_profile(f"{size}: 2 renderings", lambda: render(2 * config.uses), device)
+        print_profile(f"{size}: 2 renderings", lambda: render(2), device)
         print_profile(f"{size}: 2 steps", lambda: train(None, 2), device)
 
 

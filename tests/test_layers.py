@@ -8,9 +8,9 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
-    "errors progress interrupt photo_names compiler kernels essential exif cycles retrieval sky "
-    "measure bundle_prior depth_warp sweep_fill threads muon synth.world synth.atlas synth.draw "
-    "synth.relief",
+    "errors progress interrupt photo_names compiler kernels lattice essential exif cycles sky "
+    "retrieval measure bundle_prior depth_warp sweep_fill threads muon synth.world synth.atlas "
+    "synth.draw synth.relief",
     "config streams files sweep_doubt pair_geometry catalogue torch_file image_header pairs colmap "
     "synth.trace synth.textures synth.sensor",
     "console settings device download memory types model_config ground_truth pairs_extra "

@@ -41,17 +41,18 @@ def test_confidence_loss_is_least_at_alpha_over_error() -> None:
     assert float(loss[0]) == pytest.approx(0.1 * 1.01 - 0.2 * math.log(1.01), abs=1e-6)
 
 
-def shifted_planes() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def shifted_planes() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A wall at depth 2 seen by two cameras 0.25 apart: a shift of 16 pixels, one patch."""
     intrinsics = torch.tensor([[[128.0, 0, 32], [0, 128, 16], [0, 0, 1]]])
     depth = torch.full((1, 32, 64), 2.0)
     points_i_in_j = unproject(depth, intrinsics) - torch.tensor([0.25, 0, 0])
-    return points_i_in_j, depth, intrinsics
+    points = points_i_in_j[:, 2::4, 2::4]
+    return points, torch.ones(points.shape[:3], dtype=torch.bool), depth, intrinsics
 
 
 def test_matches_of_a_shift_by_one_patch() -> None:
-    points, depth, intrinsics = shifted_planes()
-    matches = losses.token_matches(points, depth > 0, depth, intrinsics, 16)
+    points, valid, depth, intrinsics = shifted_planes()
+    matches = losses.token_matches(points, valid, depth, intrinsics, 4, 16)
     assert matches.shape == (1, 8, 8)
     expected = torch.zeros(8, 8)
     for row in range(2):
@@ -61,13 +62,13 @@ def test_matches_of_a_shift_by_one_patch() -> None:
 
 
 def test_hidden_and_unknown_points_do_not_match() -> None:
-    points, depth, intrinsics = shifted_planes()
+    points, valid, depth, intrinsics = shifted_planes()
     nearer = depth.clone()
     nearer[:, :, :16] = 1.0  # something stands before the wall in view j
-    matches = losses.token_matches(points, depth > 0, nearer, intrinsics, 16)
+    matches = losses.token_matches(points, valid, nearer, intrinsics, 4, 16)
     assert float(matches[0, :, [0, 4]].sum()) == 0
     assert float(matches.sum()) == 4 * 16
-    nothing = losses.token_matches(points, depth < 0, depth, intrinsics, 16)
+    nothing = losses.token_matches(points, ~valid, depth, intrinsics, 4, 16)
     assert float(nothing.sum()) == 0
 
 

@@ -9,11 +9,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from recon3d.config import PRESETS, HeadType, ModelConfig
 from recon3d.heads import HEADS, LinearHead, activate, activate_descriptors
+from recon3d.lattice import Lattice
 from recon3d.model import (
     CrossAttention,
     DecoderTokens,
     TwoViewModel,
     TwoViewOutput,
+    _turned,
+    _turned_in_place,
     rope_table,
     rotate,
 )
@@ -190,6 +193,53 @@ def test_rotary_positions_against_a_loop() -> None:
                 expected[0, 0, token, axis * half + k] = turned[0]
                 expected[0, 0, token, axis * half + quarter + k] = turned[1]
     torch.testing.assert_close(rotate(x, rope), expected, rtol=0, atol=1e-6)
+
+
+def test_what_turns_in_place_is_the_same_to_the_bit() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        cos, sin = rope_table((3, 4), 16, 100.0, torch.device("cpu"), dtype)
+        q, k, _ = torch.randn(2, 12, 3, 5, 16, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
+        for x in (q, k):
+            expected = _turned(x, cos, sin)
+            assert torch.equal(_turned_in_place(x, cos, sin), expected)
+
+
+def test_rotary_positions_turn_gradients_back() -> None:
+    rope = rope_table((3, 4), 16, 100.0, torch.device("cpu"), torch.float64)
+    x = torch.randn(2, 3, 12, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, rope), x)
+    turned = rotate(x.detach(), rope)
+    torch.testing.assert_close(turned.norm(dim=-1), x.detach().norm(dim=-1))
+
+
+@pytest.mark.parametrize("head", list(HeadType))
+def test_heads_of_a_lattice_say_of_its_pixels_what_they_say_of_all(head: HeadType) -> None:
+    model = tiny(head)
+    for network_head in (model.downstream_head1, model.downstream_head2):
+        for bias in (p for n, p in network_head.named_parameters() if n.endswith("bias")):
+            torch.nn.init.normal_(bias, std=0.1)
+    grids = (2, 3), (2, 2)
+    with torch.no_grad():
+        tokens = model.encode(images(2, 32, 48)), model.encode(images(2, 32, 32))
+        decoded = model.decode_tokens(*tokens, *grids)
+        every = model.heads(decoded, *grids)
+        for lattice in (Lattice(2, 1, 0), Lattice(4, 2, 3)):
+            some = model.heads(decoded, *grids, lattice=lattice)
+            for few, all_of_them in zip(some, every, strict=True):
+                assert (few is None) == (all_of_them is None)
+                if few is not None:
+                    torch.testing.assert_close(few, all_of_them[:, lattice.rows, lattice.columns])
+
+
+def test_tokens_that_are_embedded_already_are_decoded_alike() -> None:
+    model = tiny().eval()
+    with torch.no_grad():
+        one, two = model.encode(images(2, 32, 48)), model.encode(images(2, 32, 32))
+        plain = model.decode_tokens(one, two, (2, 3), (2, 2))
+        known = model.decoder_embed(one), model.decoder_embed(two)
+        given = model.decode_tokens(one, two, (2, 3), (2, 2), embedded=known)
+    assert torch.equal(plain.tokens_i[-1], given.tokens_i[-1])
+    assert torch.equal(plain.tokens_j[-1], given.tokens_j[-1])
 
 
 def test_rotary_products_depend_only_on_the_offset() -> None:

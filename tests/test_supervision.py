@@ -6,7 +6,10 @@ import torch
 
 from recon3d import losses
 from recon3d.batches import Batch, Source, matches_of, ordered_pairs, pair_targets
-from recon3d.config import TrainConfig
+from recon3d.config import ModelConfig, TrainConfig
+from recon3d.lattice import Lattice
+from recon3d.model import TwoViewModel
+from recon3d.train import loss_of
 
 PATCH, STRIDE = 16, 4
 
@@ -45,7 +48,7 @@ def test_targets_and_matches_are_those_of_reprojection(height: int, width: int) 
         (s * 3 + a, s * 3 + b) for s in range(5) for a in range(3) for b in range(3) if a != b
     ]
     target = pair_targets(batch, i, j)
-    i_over_j, j_over_i = matches_of(batch, target, i, j, PATCH)
+    i_over_j, j_over_i = matches_of(batch, i, j, PATCH)
     depth, cam2world, matrix = arrays(batch)
     columns = width // PATCH
     seen, unsure = 0, 0
@@ -82,6 +85,36 @@ def test_targets_and_matches_are_those_of_reprojection(height: int, width: int) 
         np.testing.assert_array_equal(back.numpy(), found)
     assert seen > 100
     assert unsure <= 0.01 * seen
+
+
+def test_targets_of_a_lattice_are_those_of_its_pixels() -> None:
+    batch, lattice = batch_of(48, 64), Lattice(2, 1, 0)
+    i, j = ordered_pairs(batch)
+    every, some = pair_targets(batch, i, j), pair_targets(batch, i, j, lattice)
+    for name in ("points_i", "points_j", "points_i_in_j", "valid_i", "valid_j"):
+        expected = getattr(every, name)[:, lattice.rows, lattice.columns]
+        torch.testing.assert_close(getattr(some, name), expected)
+
+
+def test_the_lattices_of_a_step_come_to_every_pixel() -> None:
+    batch = batch_of(48, 64)
+    sizes = {"enc_dim": 32, "enc_depth": 1, "enc_heads": 2, "dec_depth": 2, "dec_heads": 2}
+    model = TwoViewModel(ModelConfig(dec_dim=32, **sizes))
+
+    def parts_of(step: int, seed: int) -> dict[str, torch.Tensor]:
+        config = TrainConfig(pixel_step=step, attention_layers=(0,))
+        chances = torch.Generator().manual_seed(seed)
+        return loss_of(model, batch, config, torch.float32, chances)[1]
+
+    every = parts_of(1, 0)
+    found = [parts_of(4, seed) for seed in range(48)]
+    kinds = {round(float(parts["error_i"]), 7) for parts in found}
+    assert len(kinds) >= 12  # of 16 lattices
+    for name in ("error_i", "error_j"):
+        mean = torch.stack([parts[name] for parts in found]).mean()
+        torch.testing.assert_close(mean, every[name], rtol=0.02, atol=0)
+    for name in ("attention", "matching", "seen"):
+        torch.testing.assert_close(found[0][name], every[name])
 
 
 def test_sky_does_not_count() -> None:

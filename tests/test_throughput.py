@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from recon3d import throughput
 from recon3d.config import CrocoConfig, ModelConfig, PositionType
 from recon3d.croco import CrocoModel
+from recon3d.lattice import EVERY_PIXEL, Lattice
 from recon3d.model import TwoViewModel
 
 SIZES = dict(enc_dim=32, enc_depth=3, enc_heads=2, dec_dim=48, dec_depth=2, dec_heads=2)
@@ -27,11 +28,16 @@ def test_two_view_network_needs_what_torch_counts() -> None:
     images = torch.rand(5, 3, 64, 96)
     i, j = torch.tensor([0, 0, 3, 4]), torch.tensor([1, 2, 1, 0])
 
-    def run() -> None:
+    def run(lattice: Lattice) -> None:
         tokens = model.encode(images)
-        model.decode(tokens[i], tokens[j], (4, 6), (4, 6))
+        known = model.decoder_embed(tokens)
+        grids = (4, 6), (4, 6)
+        decoded = model.decode_tokens(tokens[i], tokens[j], *grids, embedded=(known[i], known[j]))
+        model.heads(decoded, *grids, lattice=lattice)
 
-    assert throughput.two_view_flops(config, 5, 4, 24) == counted(run)
+    assert throughput.two_view_flops(config, 5, 4, 24) == counted(lambda: run(EVERY_PIXEL))
+    every_fourth = throughput.two_view_flops(config, 5, 4, 24, 4)
+    assert every_fourth == counted(lambda: run(Lattice(4, 1, 2)))
 
 
 def test_completion_network_needs_what_torch_counts() -> None:

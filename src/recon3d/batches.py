@@ -11,6 +11,7 @@ from torch import Tensor
 from recon3d import losses
 from recon3d.config import LoopConfig
 from recon3d.geometry import compose, invert_rigid, transform_points, unproject
+from recon3d.lattice import EVERY_PIXEL, Lattice
 from recon3d.synth.assembly import Vantage
 from recon3d.synth.cameras import CameraRanges, sample_cameras
 from recon3d.synth.draw import Draw
@@ -22,6 +23,8 @@ from recon3d.synth.textures import make_atlas
 from recon3d.synth.world import World, pick, to_device
 
 ASPECTS = (3 / 4, 3 / 4, 2 / 3, 1.0, 9 / 16, 2 / 5)
+MATCHED = Lattice(4, 2, 2)
+"""The pixels that say which patches show the same."""
 _RENDERINGS_PER_ATLAS = 2000
 _REPAINTED = 0.4  # share of the scenes in which anything may look like anything
 
@@ -200,10 +203,11 @@ def image_shape(long_edge: int, aspect: float, portrait: bool, patch: int) -> tu
     return (long_edge, short) if portrait else (short, long_edge)
 
 
-def pair_targets(batch: Batch, i: Tensor, j: Tensor) -> PairTargets:
-    """Return the targets of pairs of flat view indices (scene * n_views + view)."""
+def pair_targets(batch: Batch, i: Tensor, j: Tensor, lattice: Lattice = EVERY_PIXEL) -> PairTargets:
+    """Return the targets of pairs of flat view indices (scene * n_views + view), at some pixels."""
     cam2world = batch.cam2world.flatten(0, 1)
-    points, depth = batch.points_in_cam.flatten(0, 1), batch.depth.flatten(0, 1)
+    points = batch.points_in_cam.flatten(0, 1)[:, lattice.rows, lattice.columns].contiguous()
+    depth = batch.depth.flatten(0, 1)[:, lattice.rows, lattice.columns].contiguous()
     cam_j2cam_i = compose(invert_rigid(cam2world[i]), cam2world[j])
     flat_shape = (len(i), -1, 3)
     points_j = transform_points(cam_j2cam_i, points[j].reshape(flat_shape)).view_as(points[j])
@@ -232,14 +236,19 @@ def ordered_pairs(batch: Batch) -> tuple[Tensor, Tensor]:
     return (base + first).flatten(), (base + second).flatten()
 
 
-def matches_of(
-    batch: Batch, target: PairTargets, i: Tensor, j: Tensor, patch: int
-) -> tuple[Tensor, Tensor]:
-    """Return the true patch correspondences of pairs, from i to j and from j to i."""
+def matches_of(batch: Batch, i: Tensor, j: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    """Return the true patch correspondences of pairs, from i to j and from j to i.
+
+    They are counts, of every fourth row and column of pixels.
+    """
     depth, intrinsics = batch.depth.flatten(0, 1), batch.intrinsics.flatten(0, 1)
+    there = pair_targets(batch, i, j, MATCHED)
+    side = patch // MATCHED.step
     return (
-        losses.token_matches(target.points_i_in_j, target.valid_i, depth[j], intrinsics[j], patch),
-        losses.token_matches(target.points_j, target.valid_j, depth[i], intrinsics[i], patch),
+        losses.token_matches(
+            there.points_i_in_j, there.valid_i, depth[j], intrinsics[j], side, patch
+        ),
+        losses.token_matches(there.points_j, there.valid_j, depth[i], intrinsics[i], side, patch),
     )
 
 

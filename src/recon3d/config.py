@@ -369,9 +369,9 @@ class LoopConfig:
     `stop_after` minutes of one command a training pauses, to be resumed. `stages` is the
     curriculum: until the given share of the budget, images of that long edge. Over the first
     `easy_share` of it, the views of a scene go from having much in common to all that is asked of
-    them. `compile` is about the renderer and the loss, `smooth_edges`, which casts twice as many
-    rays, about the renderer; on CUDA it works on `render_ahead` batches ahead. `compile_network` is
-    about the blocks of the transformer. The probe judges the averaged weights on `probe_batches`
+    them. `compile` and `smooth_edges`, which casts twice as many rays, are about the renderer; on
+    CUDA it works on `render_ahead` batches ahead. `compile_network` is about the blocks of the
+    transformer. The probe judges the averaged weights on `probe_batches`
     held-out batches of long edge `probe_size`.
 
     Every rendering is used `uses` times: photographed anew, and every second time in a mirror.
@@ -416,9 +416,10 @@ class TrainConfig(LoopConfig):
     """Training of a two-view network.
 
     For the first `matching_share` of the budget only the encoder learns, to find true
-    correspondences. `negative_share` of the pairs show two different scenes. `init` is a file of
-    weights to start from, of a two-view network or of cross-view completion; without a `preset`
-    its sizes are taken, or those of "tiny".
+    correspondences. Points are compared at every `pixel_step`-th row and column, which divides the
+    patch size. `negative_share` of the pairs show two different scenes. `init` is a file of weights
+    to start from, of a two-view network or of cross-view completion; without a `preset` its sizes
+    are taken, or those of "tiny".
     """
 
     preset: str | None = None
@@ -427,6 +428,7 @@ class TrainConfig(LoopConfig):
     alpha: float = 0.2
     matching_share: float = 0.2
     attention_weight: float = 0.4
+    pixel_step: int = 2
     attention_layers: tuple[int, ...] = (1, 2, 3, 4)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
 from recon3d.config import HeadType, ModelConfig
+from recon3d.lattice import EVERY_PIXEL, Lattice
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
@@ -43,7 +44,10 @@ def _as_map(tokens_BND: Tensor, grid: Grid) -> Float[Tensor, "B D rows columns"]
 
 
 class LinearHead(nn.Module):
-    """Four values a pixel (x, y, z, c) from one linear layer a token."""
+    """Four values a pixel (x, y, z, c) from one linear layer a token.
+
+    Of a lattice of pixels only these are worked out: each is a row of the layer.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -52,11 +56,21 @@ class LinearHead(nn.Module):
         self.proj = nn.Linear(config.dec_dim, 4 * config.patch_size**2)
 
     def forward(
-        self, features: list[Tensor], grid: Grid, skips: None = None
+        self,
+        features: list[Tensor],
+        grid: Grid,
+        skips: None = None,
+        lattice: Lattice = EVERY_PIXEL,
     ) -> Float[Tensor, "B 4 height width"]:
+        weight, bias = (
+            x.unflatten(0, (4, self.patch_size, self.patch_size))[
+                :, lattice.rows, lattice.columns
+            ].flatten(0, 2)
+            for x in (self.proj.weight, self.proj.bias)
+        )
         with torch.autocast(features[-1].device.type, enabled=False):
-            x = self.proj(features[-1].float()).mT.unflatten(-1, grid)
-        return F.pixel_shuffle(x, self.patch_size)
+            x = F.linear(features[-1].float(), weight, bias).mT.unflatten(-1, grid)
+        return F.pixel_shuffle(x, self.patch_size // lattice.step)
 
 
 class ResidualConvUnit(nn.Module):
@@ -218,13 +232,17 @@ class DptHead(nn.Module):
         self.hooks = self.dpt.hooks
 
     def forward(
-        self, features: list[Tensor], grid: Grid, skips: Sequence[Tensor] | None = None
+        self,
+        features: list[Tensor],
+        grid: Grid,
+        skips: Sequence[Tensor] | None = None,
+        lattice: Lattice = EVERY_PIXEL,
     ) -> Float[Tensor, "B 4 height width"]:
         out: Tensor = self.dpt(features, grid, skips)
         size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
         if out.shape[2:] != size:
             out = F.interpolate(out, size=size, mode="bilinear", align_corners=True)
-        return out
+        return out[..., lattice.rows, lattice.columns]
 
 
 class DescriptorHead(DptHead):
@@ -240,14 +258,17 @@ class DescriptorHead(DptHead):
         self.head_local_features = Mlp(dim, 4 * dim, values * config.patch_size**2)
 
     def forward(
-        self, features: list[Tensor], grid: Grid, skips: Sequence[Tensor] | None = None
+        self,
+        features: list[Tensor],
+        grid: Grid,
+        skips: Sequence[Tensor] | None = None,
+        lattice: Lattice = EVERY_PIXEL,
     ) -> Float[Tensor, "B channel height width"]:
         """Return x, y, z, c, then the descriptor, then its confidence."""
         both_BND = torch.cat((features[0].float(), features[-1].float()), dim=-1)
         local = self.head_local_features(both_BND).float().mT.unflatten(-1, grid)
-        return torch.cat(
-            (super().forward(features, grid, skips), F.pixel_shuffle(local, self.patch_size)), dim=1
-        )
+        local = F.pixel_shuffle(local, self.patch_size)[..., lattice.rows, lattice.columns]
+        return torch.cat((super().forward(features, grid, skips, lattice), local), dim=1)
 
 
 HEADS: dict[HeadType, type[LinearHead | DptHead]] = {

@@ -65,28 +65,26 @@ def regression_loss(
 
 
 def token_matches(
-    points_i_in_j: Float[Tensor, "pair height_i width_i 3"],
-    valid_i: Bool[Tensor, "pair height_i width_i"],
+    points_i_in_j: Float[Tensor, "pair row_i column_i 3"],
+    valid_i: Bool[Tensor, "pair row_i column_i"],
     depth_j: Float[Tensor, "pair height_j width_j"],
     intrinsics_j: Float[Tensor, "pair 3 3"],
+    a_side: int,
     patch_size: int,
-    stride: int = 4,
     tolerance: float = 0.03,
 ) -> Float[Tensor, "pair token_i token_j"]:
-    """Return how many sampled pixels of each patch of view i are seen in each patch of view j.
+    """Return how many points of each patch of view i are seen in each patch of view j.
 
-    A pixel is seen where its point projects into view j within `tolerance` of the depth there.
-    Pixels are sampled every `stride`; rows are counts, not normalised.
+    A point is seen where it projects into view j within `tolerance` of the depth there. Patches of
+    view i have `a_side` times as many points, those of j are `patch_size` pixels wide and high.
+    Rows are counts, not normalised.
     """
-    half = stride // 2
-    points = points_i_in_j[:, half::stride, half::stride]
-    n, rows_i, columns_i = points.shape[:3]
+    n, rows_i, columns_i = points_i_in_j.shape[:3]
     height_j, width_j = depth_j.shape[1:]
-    seen, y, x = seen_from(points, depth_j, intrinsics_j, tolerance)
-    seen = seen & valid_i[:, half::stride, half::stride]
+    seen, y, x = seen_from(points_i_in_j, depth_j, intrinsics_j, tolerance)
+    seen = seen & valid_i
     columns_j = width_j // patch_size
     token_j = (y // patch_size) * columns_j + x // patch_size
-    a_side = patch_size // stride
     row = torch.arange(rows_i, device=seen.device)[:, None] // a_side
     column = torch.arange(columns_i, device=seen.device)[None, :] // a_side
     token_i = (row * (columns_i // a_side) + column).expand(n, -1, -1)

@@ -68,15 +68,18 @@ def linear_head_flops(config: ModelConfig | CrocoConfig, n_tokens: int) -> int:
     return 2 * config.dec_dim * values * config.patch_size**2 * n_tokens
 
 
-def two_view_flops(config: ModelConfig, n_images: int, n_pairs: int, n_tokens: int) -> int:
-    """Return the forward cost of `n_images` encoded once each and `n_pairs` of them decoded.
+def two_view_flops(
+    config: ModelConfig, n_images: int, n_pairs: int, n_tokens: int, pixel_step: int = 1
+) -> int:
+    """Return the forward cost of `n_images` encoded and embedded once each, `n_pairs` decoded.
 
-    Of a convolutional head only the linear layer's equivalent is counted, so MFU is then a lower
-    bound.
+    Of the pixels, every `pixel_step`-th row and column. Of a convolutional head only the linear
+    layer's equivalent is counted, so MFU is then a lower bound.
     """
-    pair = embedding_flops(config, n_tokens) + decoder_flops(config, n_tokens, n_tokens)
-    pair += linear_head_flops(config, n_tokens)
-    return n_images * encoder_flops(config, n_tokens, n_tokens) + 2 * n_pairs * pair
+    image = encoder_flops(config, n_tokens, n_tokens) + embedding_flops(config, n_tokens)
+    view = decoder_flops(config, n_tokens, n_tokens)
+    view += linear_head_flops(config, n_tokens) // pixel_step**2
+    return n_images * image + 2 * n_pairs * view
 
 
 def completion_flops(

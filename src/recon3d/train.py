@@ -7,7 +7,6 @@ Without the latter a plain regression run ignores the other view for a very long
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +14,12 @@ import torch
 from torch import Tensor
 
 from recon3d import losses, weights
-from recon3d.batches import Batch, matches_of, ordered_pairs, pair_targets
-from recon3d.compiled import compiled_if_possible
-from recon3d.compiler import can_compile
+from recon3d.batches import MATCHED, Batch, matches_of, ordered_pairs, pair_targets
 from recon3d.config import PRESETS, HeadType, ModelConfig, TrainConfig
 from recon3d.device import resolve_precision
 from recon3d.errors import UsageError
 from recon3d.geometry import rotation_angle, umeyama
+from recon3d.lattice import Lattice
 from recon3d.model import TwoViewModel, TwoViewOutput
 from recon3d.progress import Track, silent
 from recon3d.throughput import embedding_flops, encoder_flops, two_view_flops
@@ -39,7 +37,7 @@ def matching_loss_of(
     """Return the loss of the encoder alone: its tokens must match across views (first stage)."""
     device = batch.images.device
     i, j = ordered_pairs(batch)
-    i_over_j, _ = matches_of(batch, pair_targets(batch, i, j), i, j, model.config.patch_size)
+    i_over_j, _ = matches_of(batch, i, j, model.config.patch_size)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         descriptors = model.decoder_embed(model.encode(batch.images.flatten(0, 1)))
     loss, right = losses.descriptor_loss(descriptors[i], descriptors[j], i_over_j)
@@ -52,11 +50,11 @@ def loss_of(
     config: TrainConfig,
     dtype: torch.dtype,
     generator: torch.Generator,
-    regress: Callable[..., tuple[Tensor, Tensor, Tensor]] = losses.regression_loss,
 ) -> tuple[Tensor, dict[str, Tensor], int]:
     """Return the loss of all ordered pairs of each scene, its parts, and the number of pairs.
 
-    `regress` may be a compiled form of the default.
+    Of all pixels, points are compared at a lattice of them, another one every time: neighbours have
+    much the same to tell.
     """
     n_scenes, n_views, _, height, width = batch.images.shape
     device = batch.images.device
@@ -64,8 +62,11 @@ def loss_of(
     grid = (height // patch, width // patch)
     i, j = ordered_pairs(batch)
     n_true = len(i)
-    target = pair_targets(batch, i, j)
-    i_over_j, j_over_i = matches_of(batch, target, i, j, patch)
+    lattice = Lattice(
+        config.pixel_step, *torch.randint(config.pixel_step, (2,), generator=generator).tolist()
+    )
+    target = pair_targets(batch, i, j, lattice)
+    i_over_j, j_over_i = matches_of(batch, i, j, patch)
     n_negative = min(n_scenes, max(1, round(config.negative_share * n_true))) if n_scenes > 1 else 0
     chosen = torch.randperm(n_scenes, generator=generator)[:n_negative]
     chosen = chosen.to(device, non_blocking=True)
@@ -74,12 +75,19 @@ def loss_of(
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         tokens = model.encode(batch.images.flatten(0, 1))
         descriptors = model.decoder_embed(tokens)  # keep the encoder's matches alive
+        embedded = descriptors.to(tokens.dtype)  # once a view, not once a pair
         decoded = model.decode_tokens(
-            tokens[i], tokens[j], grid, grid, frozenset(config.attention_layers), 1
+            tokens[i],
+            tokens[j],
+            grid,
+            grid,
+            frozenset(config.attention_layers),
+            1,
+            embedded=(embedded[i], embedded[j]),
         )
-    out = model.heads(decoded, grid, grid)
+    out = model.heads(decoded, grid, grid, lattice=lattice)
     true = TwoViewOutput(*(value[:n_true] for value in out[:4]))
-    regression, error_i, error_j = regress(
+    regression, error_i, error_j = losses.regression_loss(
         (true.pointmap_i, true.pointmap_j),
         (true.confidence_i, true.confidence_j),
         (target.points_i, target.points_j),
@@ -106,7 +114,7 @@ def loss_of(
         "matching": kept.detach(),
         "right": right,
         "confidence": true.confidence_j.mean().detach(),
-        "seen": i_over_j.sum() / (n_true * grid[0] * grid[1] * (patch // 4) ** 2),
+        "seen": i_over_j.sum() / (n_true * grid[0] * grid[1] * (patch // MATCHED.step) ** 2),
     }
     return regression + config.attention_weight * (matching + kept), parts, len(i)
 
@@ -172,11 +180,8 @@ class PairTask(Task[TwoViewModel]):
     def __init__(self, model: TwoViewModel, config: TrainConfig, dtype: torch.dtype) -> None:
         self.model, self.config, self.dtype = model, config, dtype
         self.patch_size = model.config.patch_size
-        self.regress: Callable[..., tuple[Tensor, Tensor, Tensor]] = losses.regression_loss
         if config.compile_network:
             compile_blocks(model)
-        if config.compile and can_compile(next(model.parameters()).device.type):
-            self.regress = compiled_if_possible(losses.regression_loss, dynamic=True)
 
     def step(self, batch: Batch, progress: float, generator: torch.Generator) -> Step:
         """Return the loss of all ordered pairs of the batch."""
@@ -186,10 +191,9 @@ class PairTask(Task[TwoViewModel]):
         if progress < self.config.matching_share:
             flops = encoder_flops(sizes, n_tokens, n_tokens) + embedding_flops(sizes, n_tokens)
             return Step(*matching_loss_of(self.model, batch, self.dtype), n_images * flops)
-        loss, parts, n_pairs = loss_of(
-            self.model, batch, self.config, self.dtype, generator, self.regress
-        )
-        return Step(loss, parts, n_pairs, two_view_flops(sizes, n_images, n_pairs, n_tokens))
+        loss, parts, n_pairs = loss_of(self.model, batch, self.config, self.dtype, generator)
+        flops = two_view_flops(sizes, n_images, n_pairs, n_tokens, self.config.pixel_step)
+        return Step(loss, parts, n_pairs, flops)
 
     def probe(self, model: TwoViewModel, batches: list[Batch]) -> dict[str, float]:
         """Measure on held-out pairs whether the network uses the other view."""
