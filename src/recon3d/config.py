@@ -371,8 +371,8 @@ class LoopConfig:
     `easy_share` of it, the views of a scene go from having much in common to all that is asked of
     them. `compile` and `smooth_edges`, which casts twice as many rays, are about the renderer; on
     CUDA it works on `render_ahead` batches ahead. `compile_network` is about the blocks of the
-    transformer. The probe judges the averaged weights on `probe_batches`
-    held-out batches of long edge `probe_size`.
+    transformer. The probe judges the averaged weights on `probe_batches` held-out batches of long
+    edge `probe_size`.
 
     Every rendering is used `uses` times: photographed anew, and every second time in a mirror.
     `optimizer` is AdamW for everything, or Muon for the matrices of the blocks and AdamW for the

@@ -76,8 +76,8 @@ def token_matches(
     """Return how many points of each patch of view i are seen in each patch of view j.
 
     A point is seen where it projects into view j within `tolerance` of the depth there. Patches of
-    view i have `a_side` times as many points, those of j are `patch_size` pixels wide and high.
-    Rows are counts, not normalised.
+    view i have `a_side` rows and columns of points, those of j `patch_size` of pixels. Rows are
+    counts, not normalised.
     """
     n, rows_i, columns_i = points_i_in_j.shape[:3]
     height_j, width_j = depth_j.shape[1:]

@@ -99,7 +99,7 @@ def rotate(x_BHNC: Tensor, rope: Rope) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """Turns back what comes back: a third of the operations that autograd would find."""
+    """Turns back what comes back, in fewer operations than autograd would find."""
 
     @staticmethod
     def forward(ctx: Any, x_BHNC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
