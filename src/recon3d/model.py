@@ -92,7 +92,7 @@ def _rope_table(
 
 def rotate(x_BHNC: Tensor, rope: Rope) -> Tensor:
     """Return queries or keys turned by their positions."""
-    if torch.compiler.is_compiling() or not x_BHNC.requires_grad:
+    if not x_BHNC.requires_grad:
         return _turned(x_BHNC, *rope)
     turned: Tensor = _Rotation.apply(x_BHNC, *rope)  # type: ignore[no-untyped-call]
     return turned
