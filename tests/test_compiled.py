@@ -91,7 +91,7 @@ def test_a_function_that_cannot_be_compiled_runs_as_it_is(caplog: pytest.LogCapt
         return {2: 1.0, 4: 2.0}[number]
 
     with broken_compiler(RuntimeError("ptxas fell over\nsomewhere")):
-        call = compiled_if_possible(half, dynamic=False)
+        call = compiled_if_possible(half)
     with pytest.raises(KeyError):  # the function's own fault says nothing of the compiler
         call(3)
     assert [call(2), call(4)] == [1.0, 2.0]
@@ -99,7 +99,7 @@ def test_a_function_that_cannot_be_compiled_runs_as_it_is(caplog: pytest.LogCapt
         "half cannot be compiled (ptxas fell over) and is slow therefore"
     ]
     with broken_compiler(torch.OutOfMemoryError("CUDA out of memory")):
-        call = compiled_if_possible(half, dynamic=False)
+        call = compiled_if_possible(half)
     with pytest.raises(torch.OutOfMemoryError):
         call(2)
 
@@ -116,7 +116,7 @@ def test_what_is_compiled_fails_for_once_while_another_thread_compiles(
         return answer
 
     with mock.patch.object(torch, "compile", return_value=fused):
-        call = compiled_if_possible(lambda: "plain", dynamic=False)
+        call = compiled_if_possible(lambda: "plain")
     assert [call() for _ in range(3)] == ["fused", "plain", "fused"]
     assert not caplog.records
 

@@ -46,10 +46,14 @@ class PairTargets:
 
     points_i: Float[Tensor, "pair height width 3"]
     points_j: Float[Tensor, "pair height width 3"]
-    points_i_in_j: Float[Tensor, "pair height width 3"]
     valid_i: Bool[Tensor, "pair height width"]
     valid_j: Bool[Tensor, "pair height width"]
     cam_j2cam_i: Float[Tensor, "pair 4 4"]
+
+    @property
+    def points_i_in_j(self) -> Float[Tensor, "pair height width 3"]:
+        """What view i shows, in camera j; worked out anew every time."""
+        return _moved(invert_rigid(self.cam_j2cam_i), self.points_i)
 
 
 class Source:
@@ -209,19 +213,19 @@ def pair_targets(batch: Batch, i: Tensor, j: Tensor, lattice: Lattice = EVERY_PI
     points = batch.points_in_cam.flatten(0, 1)[:, lattice.rows, lattice.columns].contiguous()
     depth = batch.depth.flatten(0, 1)[:, lattice.rows, lattice.columns].contiguous()
     cam_j2cam_i = compose(invert_rigid(cam2world[i]), cam2world[j])
-    flat_shape = (len(i), -1, 3)
-    points_j = transform_points(cam_j2cam_i, points[j].reshape(flat_shape)).view_as(points[j])
-    points_i_in_j = transform_points(
-        invert_rigid(cam_j2cam_i), points[i].reshape(flat_shape)
-    ).view_as(points[i])
     return PairTargets(
         points_i=points[i],
-        points_j=points_j,
-        points_i_in_j=points_i_in_j,
+        points_j=_moved(cam_j2cam_i, points[j]),
         valid_i=depth[i] > 0,
         valid_j=depth[j] > 0,
         cam_j2cam_i=cam_j2cam_i,
     )
+
+
+def _moved(
+    transform: Float[Tensor, "pair 4 4"], maps: Float[Tensor, "pair height width 3"]
+) -> Float[Tensor, "pair height width 3"]:
+    return transform_points(transform, maps.flatten(1, 2)).view_as(maps)
 
 
 def ordered_pairs(batch: Batch) -> tuple[Tensor, Tensor]:

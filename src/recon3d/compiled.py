@@ -30,16 +30,16 @@ _WORTH = 0.97
 """A compiled batch must take less than this share of the time of a plain one to be kept."""
 
 
-def compiled_if_possible(
-    function: Callable[..., Result], *, dynamic: bool
-) -> Callable[..., Result]:
-    """Return the function compiled; where that fails it runs as it is, and a warning says so once.
+def compiled_if_possible(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Return the function compiled, anew for every shape that it is given.
+
+    Where that fails it runs as it is, and a warning says so once.
 
     Once it was compiled, a failure is not for good: while another thread compiles something, torch
     (2.11 at least) refuses to run what is compiled. What is wrong with the function or its
     arguments, and not with compiling, is raised.
     """
-    fused = torch.compile(function, dynamic=dynamic)
+    fused = torch.compile(function, dynamic=False)
     works: bool | None = None
 
     def call(*given: Any) -> Result:

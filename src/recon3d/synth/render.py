@@ -80,7 +80,7 @@ def cast(
 
 @cache
 def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    return compiled_if_possible(function, dynamic=False)
+    return compiled_if_possible(function)
 
 
 def _block(name: str, ray: Tensor, compiled: bool) -> tuple[int, int]:
