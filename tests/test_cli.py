@@ -708,6 +708,9 @@ def test_train_starts_from_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert call("train", "-o", tmp_path, "--init", "croco.safetensors", *curriculum) == 0
     stages = ((0.5, 128), (1.0, 224))
     assert got == [TrainConfig(init="croco.safetensors", stages=stages, easy_share=0.0)]
+    lenses = ("--least-size", "0.5", "--usual-lenses", "0.8", "--ray-weight", "2")
+    assert call("train", "-o", tmp_path, *lenses) == 0
+    assert got[1] == TrainConfig(least_size=0.5, usual_lenses=0.8, ray_weight=2.0)
 
 
 def test_pretrain_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -50,6 +50,22 @@ def shifted_planes() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Te
     return points, torch.ones(points.shape[:3], dtype=torch.bool), depth, intrinsics
 
 
+def test_ray_loss_knows_directions_alone() -> None:
+    intrinsics = torch.tensor([[[50.0, 0.0, 32.0], [0.0, 50.0, 24.0], [0.0, 0.0, 1.0]]])
+    depth = torch.linspace(1, 5, 48 * 64).view(1, 48, 64)
+    points, valid = unproject(depth, intrinsics), depth > 1.5
+    assert float(losses.ray_loss(3 * points, points, valid)) < 1e-6
+    assert float(losses.ray_loss(unproject(depth**2, intrinsics), points, valid)) < 1e-6
+    other = points + 9 * ~valid[..., None]
+    assert float(losses.ray_loss(other, points, valid)) < 1e-6
+    # one that looks ahead and one to the side, in 3-4-5 triangles: 1 apart in x, 0 and 1 in z
+    ahead, aside = torch.tensor([[[[0.0, 0.0, 2.0], [3.0, 0.0, 4.0]]]]), torch.ones(1, 1, 2).bool()
+    seen = torch.tensor([[[[2.0, 0.0, 0.0], [3.0, 0.0, 4.0]]]])
+    assert float(losses.ray_loss(seen, ahead, aside)) == pytest.approx(math.sqrt(2) / 2)
+    longer = unproject(depth, intrinsics * torch.tensor([1.2, 1.2, 1.0])[:, None])
+    assert float(losses.ray_loss(longer, points, valid)) > 0.02
+
+
 def test_matches_of_a_shift_by_one_patch() -> None:
     points, valid, depth, intrinsics = shifted_planes()
     matches = losses.token_matches(points, valid, depth, intrinsics, 4, 16)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from recon3d import muon
 from recon3d.muon import Muon, orthogonalised
 
 SHAPES = ((6, 4), (4, 6), (6, 4), (5, 5), (6, 4))
@@ -21,7 +22,8 @@ def give_gradients(parameters: list[nn.Parameter], step: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
-def test_steps_are_those_matrix_after_matrix() -> None:
+def test_steps_are_those_matrix_after_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "_type_on", lambda device: torch.bfloat16)  # as theirs everywhere
     ours, theirs = matrices(), matrices()
     start = [matrix.detach().clone() for matrix in ours]
     first = Muon(ours, lr=0.02, weight_decay=0.1)
@@ -39,8 +41,12 @@ def test_steps_are_those_matrix_after_matrix() -> None:
     torch.testing.assert_close(mine, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (7, 7)])
-def test_singular_vectors_stay_and_singular_values_become_alike(shape: tuple[int, int]) -> None:
+def test_singular_vectors_stay_and_singular_values_become_alike(
+    shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "_type_on", lambda device: dtype)
     generator = torch.Generator().manual_seed(1)
     left, _ = torch.linalg.qr(torch.randn(3, shape[0], shape[0], generator=generator))
     right, _ = torch.linalg.qr(torch.randn(3, shape[1], shape[1], generator=generator))
@@ -52,3 +58,19 @@ def test_singular_vectors_stay_and_singular_values_become_alike(shape: tuple[int
     assert float(kept.min()) > 0.6
     assert float(kept.max()) < 1.3
     assert float((found - torch.diag_embed(kept)).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype"),
+    [
+        ("cpu", "AVX2", torch.float32),
+        ("cpu", "DEFAULT", torch.float32),
+        ("cpu", "AVX512", torch.bfloat16),
+        ("cuda", "AVX2", torch.bfloat16),
+    ],
+)
+def test_bf16_only_where_it_is_fast(
+    device: str, capability: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert muon._type_on(torch.device(device)) is dtype

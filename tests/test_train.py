@@ -320,6 +320,39 @@ def test_shapes_vary_with_the_step_alone() -> None:
     assert batches.shape_of_step(0, 7) == shapes[7]
 
 
+def test_sizes_vary_with_the_step_alone() -> None:
+    some = replace(QUICK, least_size=0.5)
+    sizes = [batches.size_of_step(some, 224, step, 16) for step in range(300)]
+    assert set(sizes) == {112, 128, 144, 160, 176, 192, 208, 224}
+    assert sizes.count(112) > 15
+    assert sizes.count(224) > 15
+    assert batches.size_of_step(some, 224, 7, 16) == sizes[7]
+    assert {batches.size_of_step(QUICK, 224, step, 16) for step in range(9)} == {224}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_lenses_are_as_usual_as_asked_for(share: float) -> None:
+    settings = replace(QUICK, usual_lenses=share, scenes_per_step=60)
+    batch = batches.Source(settings, torch.device("cpu"), seed=3).batch(32, 32)
+    fov = 2 * torch.rad2deg(torch.atan(16 / batch.intrinsics[:, 0, 0, 0]))
+    unusual = float(((fov - 62).abs() > 22).float().mean())
+    assert unusual < 0.07 if share else unusual > 0.2
+
+
+def test_directions_count_as_much_as_asked_for() -> None:
+    batch = batches.Source(QUICK, torch.device("cpu"), seed=3).batch(32, 32)
+    model = TwoViewModel(TINY)
+
+    def of(weight: float) -> tuple[float, float]:
+        settings, chances = replace(QUICK, ray_weight=weight), torch.Generator().manual_seed(0)
+        loss, parts, _ = train.loss_of(model, batch, settings, torch.float32, chances)
+        return float(loss.detach()), float(parts["rays"])
+
+    (plain, rays), (loss, _) = of(0.0), of(2.0)
+    assert rays > 0.1
+    assert loss - plain == pytest.approx(2 * rays, rel=1e-3)
+
+
 class PowerCutError(Exception):
     """Ends a run at any moment."""
 

@@ -80,6 +80,7 @@ class Source:
         self.drawn_at_once = drawn_at_once
         self.generator = torch.Generator()
         self.device_generator = torch.Generator(device=device)
+        self.ranges = CameraRanges(usual_share=config.usual_lenses)
         self.folder = Path(config.textures) if config.textures else None
         self.served = 0
         self.atlas_number = -1
@@ -112,7 +113,7 @@ class Source:
         if self._rendered is None or self._rendered[0] != (number, height, width):
             self._rendered = (
                 (number, height, width),
-                self._render(number, height, width, kinds, (ranges or CameraRanges()).eased(ease)),
+                self._render(number, height, width, kinds, (ranges or self.ranges).eased(ease)),
             )
         lit = self._rendered[1]
         self.device_generator.manual_seed(_seed(*self.seed, 2, self.served))
@@ -267,6 +268,19 @@ def shape_of_step(seed: int, step: int) -> tuple[float, bool]:
     generator = torch.Generator().manual_seed(_seed(seed, 0, 3, step))
     pick = int(torch.randint(0, len(ASPECTS), (), generator=generator))
     return ASPECTS[pick], bool(torch.rand((), generator=generator) < 0.4)
+
+
+def size_of_step(config: LoopConfig, long_edge: int, step: int, patch: int) -> int:
+    """Return the long edge of a step's images: drawn from `config.least_size` times it up to it.
+
+    Of one size alone a network takes a smaller image for a part of a larger one, and its lens for
+    longer than it is.
+    """
+    if config.least_size >= 1:
+        return long_edge
+    least = max(1, round(config.least_size * long_edge / patch))
+    generator = torch.Generator().manual_seed(_seed(config.seed, 0, 6, step))
+    return patch * int(torch.randint(least, long_edge // patch + 1, (), generator=generator))
 
 
 def _seed(*numbers: int) -> int:

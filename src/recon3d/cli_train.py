@@ -79,6 +79,15 @@ StagesOption = Annotated[
         show_default=False,
     ),
 ]
+LeastSizeOption = Annotated[
+    float,
+    typer.Option(
+        min=0.1, max=1.0, help="Long edges are drawn from so many times that of the stage up to it."
+    ),
+]
+LensesOption = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of lenses that are like those of most.")
+]
 EasyOption = Annotated[
     float,
     typer.Option(min=0.0, max=1.0, help="Share of the budget until scenes are at their hardest."),
@@ -98,7 +107,7 @@ StopOption = Annotated[
     ),
 ]
 CompileOption = Annotated[
-    bool, typer.Option("--compile/--no-compile", help="Compile the renderer and the loss.")
+    bool, typer.Option("--compile/--no-compile", help="Compile the renderer.")
 ]
 CompileNetworkOption = Annotated[
     bool,
@@ -227,7 +236,9 @@ def pretrain(
         float, typer.Option(min=0.1, max=0.95, help="Share of one view's patches to hide.")
     ] = PretrainConfig.mask_ratio,
     stages: StagesOption = None,
+    least_size: LeastSizeOption = PretrainConfig.least_size,
     easy_share: EasyOption = PretrainConfig.easy_share,
+    usual_lenses: LensesOption = PretrainConfig.usual_lenses,
     compiled: CompileOption = PretrainConfig.compile,
     compile_network: CompileNetworkOption = PretrainConfig.compile_network,
     stop_after: StopOption = PretrainConfig.stop_after,
@@ -256,7 +267,9 @@ def pretrain(
         learning_rate=learning_rate,
         mask_ratio=mask_ratio,
         stages=PretrainConfig.stages if stages is None else read_stages(stages),
+        least_size=least_size,
         easy_share=easy_share,
+        usual_lenses=usual_lenses,
     )
     with Console(quiet=quiet, verbose=verbose) as console:
         from recon3d.pretrain import pretrain as pretrain_network
@@ -293,11 +306,17 @@ def train(
     alpha: Annotated[
         float, typer.Option(min=0.001, help="Weight of log-confidence in the loss.")
     ] = TrainConfig.alpha,
+    ray_weight: Annotated[
+        float,
+        typer.Option(min=0.0, help="Weight in the loss of directions, which tell focal lengths."),
+    ] = TrainConfig.ray_weight,
     matching_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the budget for matching alone.")
     ] = TrainConfig.matching_share,
     stages: StagesOption = None,
+    least_size: LeastSizeOption = TrainConfig.least_size,
     easy_share: EasyOption = TrainConfig.easy_share,
+    usual_lenses: LensesOption = TrainConfig.usual_lenses,
     compiled: CompileOption = TrainConfig.compile,
     compile_network: CompileNetworkOption = TrainConfig.compile_network,
     stop_after: StopOption = TrainConfig.stop_after,
@@ -326,9 +345,12 @@ def train(
         optimizer=optimizer,
         learning_rate=learning_rate,
         alpha=alpha,
+        ray_weight=ray_weight,
         matching_share=matching_share,
         stages=TrainConfig.stages if stages is None else read_stages(stages),
+        least_size=least_size,
         easy_share=easy_share,
+        usual_lenses=usual_lenses,
     )
     with Console(quiet=quiet, verbose=verbose) as console:
         from recon3d.train import train as train_network

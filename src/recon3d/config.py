@@ -367,12 +367,13 @@ class LoopConfig:
     The budget is `minutes` of time or `pairs` ordered pairs, whichever ends first, counted over all
     resumed pieces and all processes; time is that of the whole command, compiling included. After
     `stop_after` minutes of one command a training pauses, to be resumed. `stages` is the
-    curriculum: until the given share of the budget, images of that long edge. Over the first
-    `easy_share` of it, the views of a scene go from having much in common to all that is asked of
-    them. `compile` and `smooth_edges`, which casts twice as many rays, are about the renderer; on
-    CUDA it works on `render_ahead` batches ahead. `compile_network` is about the blocks of the
-    transformer. The probe judges the averaged weights on `probe_batches` held-out batches of long
-    edge `probe_size`.
+    curriculum: until the given share of the budget, images of that long edge, or from `least_size`
+    times that, drawn for every rendering. Over the first `easy_share` of it, the views of a scene
+    go from having much in common to all that is asked of them; `usual_lenses` of the scenes are
+    seen through lenses like most. `compile` and `smooth_edges`, which casts twice as many rays, are
+    about the renderer; on CUDA it works on `render_ahead` batches ahead. `compile_network` is about
+    the blocks of the transformer. The probe judges the averaged weights on `probe_batches` held-out
+    batches of long edge `probe_size`.
 
     Every rendering is used `uses` times: photographed anew, and every second time in a mirror.
     `optimizer` is AdamW for everything, or Muon for the matrices of the blocks and AdamW for the
@@ -396,7 +397,9 @@ class LoopConfig:
     scenes_per_step: int = 8
     views_per_scene: int = 3
     stages: tuple[tuple[float, int], ...] = ((0.65, 128), (0.88, 160), (1.0, 224))
+    least_size: float = 1.0
     easy_share: float = 0.6
+    usual_lenses: float = 0.5
     optimizer: Optimizer = Optimizer.ADAMW
     learning_rate: float = 1e-3
     warmup_steps: int = 200
@@ -417,9 +420,10 @@ class TrainConfig(LoopConfig):
 
     For the first `matching_share` of the budget only the encoder learns, to find true
     correspondences. Points are compared at every `pixel_step`-th row and column, which divides the
-    patch size. `negative_share` of the pairs show two different scenes. `init` is a file of weights
-    to start from, of a two-view network or of cross-view completion; without a `preset` its sizes
-    are taken, or those of "tiny".
+    patch size; `ray_weight` is that of the directions in which view i sees its points, which tell
+    its focal length. `negative_share` of the pairs show two different scenes. `init` is a file of
+    weights to start from, of a two-view network or of cross-view completion; without a `preset` its
+    sizes are taken, or those of "tiny".
     """
 
     preset: str | None = None
@@ -428,6 +432,7 @@ class TrainConfig(LoopConfig):
     alpha: float = 0.2
     matching_share: float = 0.2
     attention_weight: float = 0.4
+    ray_weight: float = 0.0
     pixel_step: int = 2
     attention_layers: tuple[int, ...] = (1, 2, 3, 4)
 

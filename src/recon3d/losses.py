@@ -64,6 +64,20 @@ def regression_loss(
     return loss, mean_where(error_i, valid[0]), mean_where(error_j, valid[1])
 
 
+def ray_loss(
+    predicted: Float[Tensor, "pair height width 3"],
+    target: Float[Tensor, "pair height width 3"],
+    valid: Bool[Tensor, "pair height width"],
+) -> Float[Tensor, ""]:
+    """Return the mean distance of predicted from true directions of sight, as unit vectors.
+
+    Of points in their own camera's frame it depends on the focal length and on nothing else that
+    a view has to tell; in a distance of points, errors of depth hide it.
+    """
+    unit = torch.nn.functional.normalize(predicted, dim=-1)
+    return mean_where((unit - torch.nn.functional.normalize(target, dim=-1)).norm(dim=-1), valid)
+
+
 def token_matches(
     points_i_in_j: Float[Tensor, "pair row_i column_i 3"],
     valid_i: Bool[Tensor, "pair row_i column_i"],

@@ -94,6 +94,7 @@ def loss_of(
         (target.valid_i, target.valid_j),
         config.alpha,
     )
+    rays = losses.ray_loss(true.pointmap_i, target.points_i, target.valid_i)
     if n_negative:
         unrelated = out.confidence_j[n_true:]
         charge = torch.full_like(unrelated, NEGATIVE_ERROR)
@@ -110,13 +111,15 @@ def loss_of(
     parts = {
         "error_i": error_i.detach(),
         "error_j": error_j.detach(),
+        "rays": rays.detach(),
         "attention": matching.detach(),
         "matching": kept.detach(),
         "right": right,
         "confidence": true.confidence_j.mean().detach(),
         "seen": i_over_j.sum() / (n_true * grid[0] * grid[1] * (patch // MATCHED.step) ** 2),
     }
-    return regression + config.attention_weight * (matching + kept), parts, len(i)
+    loss = regression + config.ray_weight * rays + config.attention_weight * (matching + kept)
+    return loss, parts, len(i)
 
 
 @torch.no_grad()

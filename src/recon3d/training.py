@@ -19,7 +19,7 @@ from typing import Generic, NamedTuple, TextIO, TypeVar
 import torch
 from torch import Tensor, nn
 
-from recon3d.batches import Batch, Source, image_shape, shape_of_step
+from recon3d.batches import Batch, Source, image_shape, shape_of_step, size_of_step
 from recon3d.config import LoopConfig
 from recon3d.files import not_writable
 from recon3d.interrupt import Interrupt
@@ -245,8 +245,9 @@ def _plan(
     config: LoopConfig, progress: float, patch_size: int, number: int
 ) -> tuple[int, int, float]:
     """Return height, width and ease of batch `number`."""
-    size = stage_size(config, progress)
-    shape = image_shape(size, *shape_of_step(config.seed, number // config.uses), patch_size)
+    rendering = number // config.uses
+    size = size_of_step(config, stage_size(config, progress), rendering, patch_size)
+    shape = image_shape(size, *shape_of_step(config.seed, rendering), patch_size)
     return *shape, ease_at(config, progress)
 
 
@@ -263,7 +264,12 @@ def _held_out(config: LoopConfig, patch_size: int, workers: Workers) -> list[Bat
     """
     if not workers.leads:
         return []
-    config = replace(config, uses=1, scenes_per_step=max(2, config.scenes_per_step))
+    config = replace(
+        config,
+        uses=1,
+        scenes_per_step=max(2, config.scenes_per_step),
+        usual_lenses=LoopConfig.usual_lenses,
+    )
     source = Source(config, workers.device, seed=_HELD_OUT_SEED)
     shape = image_shape(config.probe_size, 3 / 4, False, patch_size)
     return [source.batch(*shape, ease=0.7) for _ in range(config.probe_batches)]
