@@ -11,9 +11,9 @@ import json
 from dataclasses import replace
 
 from recon3d.batches import Source, image_shape
-from recon3d.config import TrainConfig
 from recon3d.device import resolve_device, resolve_precision
 from recon3d.train import probe
+from recon3d.train_config import TrainConfig
 from recon3d.weights import load
 
 SEED = 555

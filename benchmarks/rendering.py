@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 
 from recon3d.batches import image_shape
-from recon3d.config import TrainConfig
 from recon3d.device import resolve_device
 from recon3d.supply import training_source
+from recon3d.train_config import TrainConfig
 
 
 def main() -> None:

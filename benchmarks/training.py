@@ -18,12 +18,13 @@ from profiling import print_profile
 
 from recon3d import training
 from recon3d.batches import image_shape
-from recon3d.config import PRESETS, Optimizer, TrainConfig
+from recon3d.config import PRESETS
 from recon3d.device import resolve_device, resolve_precision
 from recon3d.model import TwoViewModel
 from recon3d.supply import Supply, supply_of, training_source
 from recon3d.throughput import TRAINING_PASSES, peak_of
 from recon3d.train import PairTask
+from recon3d.train_config import Optimizer, TrainConfig
 from recon3d.train_state import State
 from recon3d.workers import Workers
 

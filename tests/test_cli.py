@@ -15,11 +15,12 @@ import torch
 from picture_bytes import png_header
 from recon3d import __version__, weights
 from recon3d.cli import main
-from recon3d.config import ModelConfig, PretrainConfig, RunConfig, TrainConfig
+from recon3d.config import ModelConfig, RunConfig
 from recon3d.errors import ReconError
 from recon3d.model import TwoViewModel
 from recon3d.pipeline import Reconstruction
 from recon3d.progress import Track
+from recon3d.train_config import PretrainConfig, TrainConfig
 from recon3d.types import LeftOut, Scene, Verdict, View
 
 SMALL = ModelConfig(image_size=48, enc_dim=24, enc_depth=1, dec_dim=24, dec_depth=1)

@@ -29,6 +29,7 @@ from recon3d import (
     pipeline,
     pretrain,
     train,
+    train_config,
     training,
 )
 from recon3d.align import align_groups
@@ -437,7 +438,7 @@ def test_a_full_device_leaves_the_tokens_on_the_host(
 
 
 def test_rendering(cuda: FakeDevice):
-    settings = config.TrainConfig(**LOOP)
+    settings = train_config.TrainConfig(**LOOP)
     batch = batches.Source(settings, torch.device("cuda"), seed=1).batch(32, 48)
     assert {t.device for t in vars(batch).values()} == {DEVICE}
     expected = batches.Source(settings, CPU, seed=1).batch(32, 48)
@@ -450,7 +451,7 @@ def test_training_in_both_stages_and_its_resumption(
     # what a processor does in bf16 instead of the fused kernel rounds differently
     monkeypatch.setattr(attention, "_in_pieces", functional.scaled_dot_product_attention)
     monkeypatch.setattr(attention, "_KEPT_BYTES", 0)
-    settings = config.TrainConfig(
+    settings = train_config.TrainConfig(
         **LOOP | {"precision": Precision.BF16}, smooth_edges=False, attention_layers=(0,),
         matching_share=0.5,
     )  # fmt: skip
@@ -458,7 +459,7 @@ def test_training_in_both_stages_and_its_resumption(
 
 
 def test_pretraining_and_its_resumption(tmp_path: Path):
-    settings = config.PretrainConfig(**LOOP, smooth_edges=False)
+    settings = train_config.PretrainConfig(**LOOP, smooth_edges=False)
     assert_learns_alike(pretrain.pretrain, settings, tmp_path)
 
 
@@ -467,10 +468,10 @@ def test_learning_needs_no_float64_on_the_device(tmp_path: Path, kind: str):
     """It would fail on mps: in a step, in the choice of cameras, or at the first probe."""
     with fake_device(has_float64=False):
         if kind == "training":
-            settings = config.TrainConfig(**LOOP, attention_layers=(0,), matching_share=0.5)
+            settings = train_config.TrainConfig(**LOOP, attention_layers=(0,), matching_share=0.5)
             train.train(tmp_path, dataclasses.replace(settings, device="cuda"))
         else:
-            pretrain.pretrain(tmp_path, config.PretrainConfig(**LOOP, device="cuda"))
+            pretrain.pretrain(tmp_path, train_config.PretrainConfig(**LOOP, device="cuda"))
     assert "probe_ratio" in (tmp_path / "log.jsonl").read_text()
 
 
@@ -489,7 +490,7 @@ def assert_learns_alike(run: Any, settings: Any, folder: Path) -> None:
 
 
 def test_a_step_of_training_waits_for_nothing():
-    settings = config.TrainConfig(**LOOP, attention_layers=(0,), matching_share=0.0)
+    settings = train_config.TrainConfig(**LOOP, attention_layers=(0,), matching_share=0.0)
     with fake_device() as cuda:
         place = torch.device("cuda")
         model = TwoViewModel(NANO).to(place)

@@ -13,8 +13,8 @@ LAYERS = (
     "synth.draw synth.relief",
     "config streams files sweep_doubt pair_geometry catalogue torch_file image_header pairs colmap "
     "synth.trace synth.textures synth.sensor",
-    "console settings device download memory types model_config ground_truth pairs_extra "
-    "synth.ground synth.materials",
+    "console settings device download memory types model_config train_config ground_truth "
+    "pairs_extra synth.ground synth.materials",
     "geometry attention compiled grow published cameras matches ply glb scene_file views baselines",
     "heads match_file known_cameras tracks features wide_check given_files masks "
     "scale checkpoint sweep parallel repeats decode synth.shapes",
@@ -40,7 +40,7 @@ LAYERS = (
     "evaluate",
     "recon3d",
     "cli_options",
-    "cli_train cli_weights",
+    "cli_synth cli_train cli_weights",
     "cli",
     "__main__",
 )
@@ -50,6 +50,7 @@ LIGHT = {
     "__main__",
     "cli",
     "cli_options",
+    "cli_synth",
     "cli_train",
     "cli_weights",
     "config",
@@ -59,6 +60,7 @@ LIGHT = {
     "progress",
     "settings",
     "streams",
+    "train_config",
 }
 HEAVY = {"torch", "cv2", "numpy", "scipy", "open3d", "trimesh", "safetensors", "rich"}
 

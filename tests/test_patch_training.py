@@ -10,11 +10,11 @@ import torch
 
 from recon3d.batches import Source
 from recon3d.cli import main
-from recon3d.config import DescriptorConfig, LoopConfig
 from recon3d.patch_net import PatchNet, read_patch_net
 from recon3d.patch_pairs import PatchPairs, pairs_of_photos, pairs_of_scenes
 from recon3d.patch_training import Places, hardest_loss, others, right_share, train_descriptor
 from recon3d.synth.families import KINDS
+from recon3d.train_config import DescriptorConfig, LoopConfig
 
 PHOTOS = sorted(Path("sample_data/room/images").glob("*.jpg"))
 

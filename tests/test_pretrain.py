@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 
 from recon3d import batches, config, croco, croco_file, pretrain, warm_start
 from recon3d.checkpoint import read_checkpoint
-from recon3d.config import ModelConfig, PretrainConfig
+from recon3d.config import ModelConfig
 from recon3d.croco import CrocoModel
 from recon3d.errors import UsageError
 from recon3d.model import TwoViewModel
+from recon3d.train_config import PretrainConfig
 
 TINY = ModelConfig(
     name="nano", enc_dim=32, enc_depth=1, enc_heads=2, dec_dim=32, dec_depth=2, dec_heads=2

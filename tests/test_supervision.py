@@ -6,10 +6,11 @@ import torch
 
 from recon3d import losses
 from recon3d.batches import Batch, Source, matches_of, ordered_pairs, pair_targets
-from recon3d.config import ModelConfig, TrainConfig
+from recon3d.config import ModelConfig
 from recon3d.lattice import Lattice
 from recon3d.model import TwoViewModel
 from recon3d.train import loss_of
+from recon3d.train_config import TrainConfig
 
 PATCH, STRIDE = 16, 4
 

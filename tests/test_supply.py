@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fake_device import fake_device
 from recon3d.batches import Batch, Source
-from recon3d.config import LoopConfig
 from recon3d.supply import supply_of, training_source
+from recon3d.train_config import LoopConfig
 
 
 class Cuda:

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from recon3d.batches import ASPECTS, image_shape
-from recon3d.config import TrainConfig
 from recon3d.contact_sheet import write_contact_sheet
 from recon3d.errors import InputError, UsageError
 from recon3d.geometry import compose, invert_rigid, project, transform_points, unproject
@@ -31,6 +30,7 @@ from recon3d.synth.shapes import SHAPES, solids
 from recon3d.synth.textures import Atlas, make_atlas, photographs, procedural
 from recon3d.synth.trace import FAR, nearest, table_of
 from recon3d.synth.world import World, pick
+from recon3d.train_config import TrainConfig
 from slow_caster import SlowScene
 
 ALL_KINDS = torch.tensor(sorted(KINDS.values()))

@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
-from recon3d import batches, config, train, training, weights
-from recon3d.config import ModelConfig, TrainConfig
+from recon3d import batches, config, train, train_config, training, weights
+from recon3d.config import ModelConfig
 from recon3d.errors import UsageError, WeightsError
 from recon3d.geometry import unproject
 from recon3d.model import TwoViewModel, TwoViewOutput
 from recon3d.throughput import Peak
+from recon3d.train_config import TrainConfig
 from recon3d.train_state import State
 from recon3d.workers import Workers
 
@@ -279,7 +280,7 @@ def test_the_mirrored_world_is_seen_by_its_cameras_where_it_stands() -> None:
 
 
 def test_muon_steps_the_matrices_of_the_blocks(tmp_path: Path) -> None:
-    train.train(tmp_path, replace(QUICK, optimizer=config.Optimizer.MUON))
+    train.train(tmp_path, replace(QUICK, optimizer=train_config.Optimizer.MUON))
     state = load_file(tmp_path / "state.safetensors")
     assert "momentum.dec_blocks2.1.mlp.fc1.weight" in state
     assert "second.dec_blocks2.1.mlp.fc1.weight" not in state
@@ -304,7 +305,7 @@ def test_a_scene_a_step_is_probed_with_a_view_of_another(
 
 def test_another_optimiser_starts_with_moments_of_its_own(tmp_path: Path) -> None:
     train.train(tmp_path, QUICK)
-    other = replace(QUICK, optimizer=config.Optimizer.MUON, pairs=40, resume=True)
+    other = replace(QUICK, optimizer=train_config.Optimizer.MUON, pairs=40, resume=True)
     state = State(TwoViewModel(TINY), other)
     state.load(tmp_path)
     assert "second.enc_norm.weight" in state.moments()
@@ -357,9 +358,9 @@ class PowerCutError(Exception):
     """Ends a run at any moment."""
 
 
-@pytest.mark.parametrize("optimizer", config.Optimizer)
+@pytest.mark.parametrize("optimizer", train_config.Optimizer)
 def test_resume_gives_what_an_uninterrupted_training_gives(
-    optimizer: config.Optimizer, tmp_path: Path
+    optimizer: train_config.Optimizer, tmp_path: Path
 ) -> None:
     every_step = replace(QUICK, minutes=math.inf, pairs=20, save_every_s=0.0, optimizer=optimizer)
     train.train(tmp_path / "whole", every_step)
@@ -569,7 +570,7 @@ def test_workers_that_do_not_log_keep_no_record(
 
 _COMPARE_BLOCKS = """
 import copy, torch
-from recon3d import batches, config, train, training
+from recon3d import batches, config, train, train_config, training
 from recon3d.model import TwoViewModel
 graphs = []
 def count(graph, inputs):
@@ -580,7 +581,7 @@ torch.nn.Module.compile = lambda module, **given: compiler(module, backend=count
 sizes = config.ModelConfig(
     enc_dim=32, enc_depth=2, enc_heads=2, dec_dim=32, dec_depth=3, dec_heads=2
 )
-settings = config.TrainConfig(
+settings = train_config.TrainConfig(
     n_procedural_textures=4, compile=False, smooth_edges=False, scenes_per_step=2,
     views_per_scene=2, attention_layers=(1,),
 )

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recon3d import batches, config, train, training
-from recon3d.config import ModelConfig, Precision, TrainConfig
+from recon3d.config import ModelConfig, Precision
 from recon3d.errors import UsageError
 from recon3d.model import TwoViewModel
+from recon3d.train_config import TrainConfig
 from recon3d.train_state import State
 from recon3d.workers import Workers, join_workers
 

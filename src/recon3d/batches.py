@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recon3d import losses
-from recon3d.config import LoopConfig
 from recon3d.geometry import compose, invert_rigid, transform_points, unproject
 from recon3d.lattice import EVERY_PIXEL, Lattice
 from recon3d.synth.assembly import Vantage
@@ -21,6 +20,7 @@ from recon3d.synth.render import render
 from recon3d.synth.sensor import photograph
 from recon3d.synth.textures import make_atlas
 from recon3d.synth.world import World, pick, to_device
+from recon3d.train_config import LoopConfig
 
 ASPECTS = (3 / 4, 3 / 4, 2 / 3, 1.0, 9 / 16, 2 / 5)
 MATCHED = Lattice(4, 2, 2)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from recon3d import __version__, cli_train, cli_weights
+from recon3d import __version__, cli_synth, cli_train, cli_weights
 from recon3d.cli_options import (
     AllComponentsOption,
     CamerasAreOption,
@@ -196,6 +196,7 @@ def doctor(json_output: JsonOption = False) -> None:
         raise typer.Exit(ResourceError.exit_code)
 
 
+app.add_typer(cli_synth.app)
 app.add_typer(cli_train.app)
 app.add_typer(cli_weights.app, name="weights")
 

@@ -125,6 +125,9 @@ DeterministicOption = Annotated[
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file with settings; options win over it.")
 ]
+TexturesOption = Annotated[
+    Path | None, typer.Option(help="Folder of photos to use as textures, beside procedural ones.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")]

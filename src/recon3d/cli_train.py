@@ -1,4 +1,4 @@
-"""The commands that make and judge networks: synth, pretrain, train, evaluate."""
+"""The commands that make and judge networks: pretrain, train, train-descriptor, evaluate."""
 
 import json
 from enum import StrEnum
@@ -17,26 +17,17 @@ from recon3d.cli_options import (
     QuietOption,
     RefineOption,
     SizeOption,
+    TexturesOption,
     VerboseOption,
     WeightsOption,
     say,
 )
-from recon3d.config import (
-    PRESETS,
-    SYNTH_PHOTOS,
-    SYNTH_PIXELS,
-    Baseline,
-    DescriptorConfig,
-    EvaluateConfig,
-    Optimizer,
-    Precision,
-    PretrainConfig,
-    TrainConfig,
-)
+from recon3d.config import PRESETS, Baseline, EvaluateConfig, Precision
 from recon3d.console import Console
 from recon3d.errors import UsageError
 from recon3d.settings import run_config
 from recon3d.streams import emit
+from recon3d.train_config import DescriptorConfig, Optimizer, PretrainConfig, TrainConfig
 
 app = typer.Typer()
 
@@ -51,9 +42,6 @@ MinutesOption = Annotated[
     float, typer.Option(min=0.01, help="Budget of time, that of all resumed pieces together.")
 ]
 BudgetOption = Annotated[int, typer.Option(min=1, help="Budget of pairs.")]
-TexturesOption = Annotated[
-    Path | None, typer.Option(help="Folder of photos to use as textures, beside procedural ones.")
-]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where a training ended.")]
 TrainDeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 TrainPrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic.")]
@@ -92,12 +80,6 @@ EasyOption = Annotated[
     float,
     typer.Option(min=0.0, max=1.0, help="Share of the budget until scenes are at their hardest."),
 ]
-PhotosOption = Annotated[
-    int, typer.Option(min=SYNTH_PHOTOS[0], max=SYNTH_PHOTOS[1], help="Number of photos.")
-]
-PixelsOption = Annotated[
-    int, typer.Option(min=SYNTH_PIXELS[0], max=SYNTH_PIXELS[1], help="Pixels.")
-]
 StopOption = Annotated[
     float | None,
     typer.Option(
@@ -116,74 +98,6 @@ CompileNetworkOption = Annotated[
         help="Compile the blocks of the network: a minute more at the start, faster steps.",
     ),
 ]
-
-
-class SceneKind(StrEnum):
-    """What `recon3d synth` renders."""
-
-    ROOM = "room"
-    STREET = "street"
-    TERRAIN = "terrain"
-    TABLE = "table"
-    CLUTTER = "clutter"
-    FLOATERS = "floaters"
-    OBJECT = "object"
-
-
-@app.command()
-def synth(
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default=False)
-    ] = None,
-    scene: Annotated[SceneKind, typer.Option(help="What to render.")] = SceneKind.ROOM,
-    photos: PhotosOption = 5,
-    width: PixelsOption = 640,
-    height: PixelsOption = 480,
-    seed: Annotated[int, typer.Option(min=0, help="Which scene.")] = 0,
-    textures: TexturesOption = None,
-    contact_sheet: Annotated[
-        Path | None,
-        typer.Option(help="Picture to write, .png or .jpg: pairs as a network is shown them."),
-    ] = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-) -> None:
-    """Render a procedural scene: photos with exact ground truth; or a sheet of training pairs."""
-    if (output is None) == (contact_sheet is None):
-        raise UsageError("give either -o FOLDER or --contact-sheet FILE.")
-    with Console(quiet=quiet, verbose=verbose) as console:
-        if contact_sheet is not None:
-            from recon3d.contact_sheet import write_contact_sheet
-
-            shown = write_contact_sheet(
-                contact_sheet,
-                seed=seed,
-                textures=textures,
-                overwrite=overwrite,
-                track=console,
-            )
-            say(
-                f"drew {len(shown)} pairs into {contact_sheet}: of each kind of scene in turn, the "
-                "last of views that share nothing",
-                quiet,
-            )
-            return
-        from recon3d.synth import write_folder
-
-        assert output is not None
-        write_folder(
-            output,
-            kind=scene.value,
-            n_photos=photos,
-            width=width,
-            height=height,
-            seed=seed,
-            overwrite=overwrite,
-            textures=textures,
-            track=console,
-        )
-    say(f"rendered {photos} photos of a {scene.value} into {output}", quiet)
 
 
 def read_stages(text: str) -> tuple[tuple[float, int], ...]:

@@ -11,13 +11,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from recon3d.batches import Batch, Source, image_shape, shape_of_step
-from recon3d.config import TrainConfig
 from recon3d.errors import InputError, UsageError
 from recon3d.files import atomic_write
 from recon3d.progress import Track, silent
 from recon3d.synth.cameras import CameraRanges
 from recon3d.synth.families import KINDS
 from recon3d.synth.folder import covisibility
+from recon3d.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 

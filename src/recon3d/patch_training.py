@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from recon3d.batches import Source, image_shape
-from recon3d.config import DescriptorConfig, LoopConfig, Precision
+from recon3d.config import Precision
 from recon3d.device import resolve_precision
 from recon3d.errors import UsageError
 from recon3d.files import atomic_write
@@ -23,6 +23,7 @@ from recon3d.patch_net import PatchNet, read_patch_net
 from recon3d.patch_pairs import PatchPairs, pairs_of_photos, pairs_of_scenes
 from recon3d.progress import Track, silent
 from recon3d.synth.textures import photograph_files
+from recon3d.train_config import DescriptorConfig, LoopConfig
 from recon3d.training import learning_rate
 
 logger = logging.getLogger(__name__)

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from recon3d import croco_file
 from recon3d.batches import Batch, ordered_pairs
-from recon3d.config import PRESETS, CrocoConfig, ModelConfig, PretrainConfig
+from recon3d.config import PRESETS, CrocoConfig, ModelConfig
 from recon3d.croco import CrocoModel, completion_loss, random_hidden, shared_sizes
 from recon3d.device import resolve_precision
 from recon3d.errors import UsageError
 from recon3d.progress import Track, silent
 from recon3d.throughput import completion_flops
+from recon3d.train_config import PretrainConfig
 from recon3d.training import Step, Task, compile_blocks, open_folder, run
 from recon3d.workers import join_workers
 

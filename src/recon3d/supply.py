@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from recon3d.batches import Batch, Source
-from recon3d.config import LoopConfig
+from recon3d.train_config import LoopConfig
 
 Plan = Callable[[int], tuple[int, int, float]]
 """Height, width and ease of the batch of a number."""

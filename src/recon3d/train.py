@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recon3d import losses, weights
 from recon3d.batches import MATCHED, Batch, matches_of, ordered_pairs, pair_targets
-from recon3d.config import PRESETS, HeadType, ModelConfig, TrainConfig
+from recon3d.config import PRESETS, HeadType, ModelConfig
 from recon3d.device import resolve_precision
 from recon3d.errors import UsageError
 from recon3d.geometry import rotation_angle, umeyama
@@ -23,6 +23,7 @@ from recon3d.lattice import Lattice
 from recon3d.model import TwoViewModel, TwoViewOutput
 from recon3d.progress import Track, silent
 from recon3d.throughput import embedding_flops, encoder_flops, two_view_flops
+from recon3d.train_config import TrainConfig
 from recon3d.training import Step, Task, compile_blocks, open_folder, run
 from recon3d.warm_start import sizes_of, start_from
 from recon3d.workers import join_workers

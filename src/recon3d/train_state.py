@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from recon3d.config import LoopConfig, Optimizer
 from recon3d.errors import UsageError
 from recon3d.files import not_writable
 from recon3d.muon import Muon
+from recon3d.train_config import LoopConfig, Optimizer
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from recon3d.batches import Batch, Source, image_shape, shape_of_step, size_of_step
-from recon3d.config import LoopConfig
 from recon3d.files import not_writable
 from recon3d.interrupt import Interrupt
 from recon3d.model import DecoderBlock, EncoderBlock
 from recon3d.progress import Track, silent
 from recon3d.supply import supply_of, training_source
 from recon3d.throughput import TRAINING_PASSES, Peak, peak_of
+from recon3d.train_config import LoopConfig
 from recon3d.train_state import State, state_file
 from recon3d.workers import Workers
 
