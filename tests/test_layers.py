@@ -9,13 +9,14 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
     "errors progress interrupt photo_names compiler kernels lattice essential exif cycles sky "
-    "retrieval measure bundle_prior depth_warp sweep_fill threads muon synth.world synth.atlas "
+    "retrieval measure bundle_prior depth_warp sweep_fill threads synth.world synth.atlas "
     "synth.draw synth.relief",
     "config streams files sweep_doubt pair_geometry catalogue torch_file image_header pairs colmap "
     "synth.trace synth.textures synth.sensor",
     "console settings device download memory types model_config train_config ground_truth "
     "pairs_extra synth.ground synth.materials",
-    "geometry attention compiled grow published cameras matches ply glb scene_file views baselines",
+    "geometry attention compiled muon grow published cameras matches ply glb scene_file views "
+    "baselines",
     "heads match_file known_cameras tracks features wide_check given_files masks "
     "scale checkpoint sweep parallel repeats decode synth.shapes",
     "photos given clean model skips losses sharpen patch_net parallax sweep_check partners "

@@ -64,7 +64,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
         with torch.cuda.device(device):
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = _cpu_has_bf16()
+        fast = cpu_has_bf16()
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -114,7 +114,7 @@ def fp32_products(*, exact: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     """Say whether this processor has AMX or AVX512-bf16, as far as this torch can tell."""
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from recon3d.device import cpu_has_bf16
+
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95
@@ -55,8 +57,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def _type_on(device: torch.device) -> torch.dtype:
-    """Return bf16; fp32 on processors without AVX512, whose bf16 products take 40 times as long."""
-    slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512"
+    """Return bf16; fp32 on processors without it: its products take up to 40 times as long."""
+    slow = device.type == "cpu" and not cpu_has_bf16()
     return torch.float32 if slow else torch.bfloat16
 
 

@@ -119,7 +119,9 @@ def loss_of(
         "confidence": true.confidence_j.mean().detach(),
         "seen": i_over_j.sum() / (n_true * grid[0] * grid[1] * (patch // MATCHED.step) ** 2),
     }
-    loss = regression + config.ray_weight * rays + config.attention_weight * (matching + kept)
+    loss = regression + config.attention_weight * (matching + kept)
+    if config.ray_weight:  # else nothing is to be sent back through them
+        loss = loss + config.ray_weight * rays
     return loss, parts, len(i)
 
 
