@@ -187,3 +187,9 @@ def test_every_table_is_a_dataclass_without_slots():
         value = getattr(RunConfig(), field.name)
         if is_dataclass(value):
             assert not hasattr(type(value), "__slots__")
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 20_000, "seed = " + "1" * 5_000])
+def test_toml_that_python_cannot_take_in_is_not_valid(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not valid TOML"):
+        run_config(write(tmp_path, text), {})

@@ -172,7 +172,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         size = file.stat().st_size
         if size > _MAX_JSON_BYTES:
             raise InputError(f"{file} has {size} bytes, over the limit of {_MAX_JSON_BYTES}.")
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

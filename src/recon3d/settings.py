@@ -133,7 +133,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} cannot be read: {error.strerror}. Give a TOML file with --config."
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, tables in tables
         raise UsageError(
             f"{path} is not valid TOML: {error}. Mend it or leave out --config."
         ) from (error)
