@@ -177,6 +177,12 @@ def both_kinds(scene: Path) -> None:
     write(scene, {"pairs": []}, "pairs.json")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_truth(folder: Path) -> None:
+    file = folder / "gt.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(read_scene(folder).photos) == 3
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

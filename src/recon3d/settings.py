@@ -133,10 +133,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} cannot be read: {error.strerror}. Give a TOML file with --config."
         ) from error
-    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, tables in tables
+    except (ValueError, RecursionError) as error:  # also too many digits or brackets for Python
         raise UsageError(
             f"{path} is not valid TOML: {error}. Mend it or leave out --config."
-        ) from (error)
+        ) from error
 
 
 def _apply(config: Config, table: Mapping[str, Any], prefix: str, where: str) -> Config:
