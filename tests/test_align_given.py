@@ -46,7 +46,7 @@ def test_exact_poses_put_the_scene_into_their_world(config: AlignConfig, known: 
     scene = align(truth.predictions(), truth.views, config, cameras=poses(wanted, *known))
     turn, move = worst(scene, wanted)
     assert turn < 1e-3
-    assert move < 1.0  # float32 near 4,000,000
+    assert move < 0.01  # 4,000,000 from the origin, where float32 has steps of 0.25
     for found, true in zip(scene.depth, truth.depth, strict=True):
         torch.testing.assert_close(found.double(), 25 * true, rtol=1e-3, atol=0)
 
@@ -55,7 +55,7 @@ def test_one_pose_gives_the_world_and_leaves_the_scale():
     truth = exact_scene(3)
     wanted = in_world(truth, FAR)
     scene = align(truth.predictions(), truth.views, FIXED, cameras=poses(wanted, 1))
-    torch.testing.assert_close(scene.cam2world[1].double(), wanted[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(scene.cam2world[1], wanted[1], rtol=1e-12, atol=1e-6)
     turn, _ = worst(scene, wanted)
     assert turn < 1e-3
     assert float(scene.depth[0].median()) == pytest.approx(1, abs=1e-4)

@@ -222,6 +222,23 @@ def test_given_focal_lengths_and_places_stay() -> None:
     assert torch.allclose(scene.depth[2], true_places.depth[2], rtol=1e-3)
 
 
+def test_a_world_far_from_its_origin_loses_no_digits() -> None:
+    far = torch.tensor([5e5, 5.3e6, 100.0], dtype=torch.float64)
+    start = replace(spoilt_scene(), cam2world=spoilt_scene().cam2world.double())
+    there = replace(start, cam2world=start.cam2world.clone())
+    there.cam2world[:, :3, 3] += far
+    near, moved = (
+        refine_scene(scene, true_matches(), CONFIG, fixed=(0, 2))[0] for scene in (start, there)
+    )
+    fixed = [0, 2]
+    torch.testing.assert_close(moved.cam2world[fixed], there.cam2world[fixed], rtol=0, atol=1e-6)
+    back = moved.cam2world.clone()
+    back[:, :3, 3] -= far
+    torch.testing.assert_close(back, near.cam2world, rtol=0, atol=1e-7)
+    for one, other in zip(moved.depth, near.depth, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
+
+
 def test_without_refining_focal_lengths() -> None:
     start = spoilt_scene()
     scene, _ = refine_scene(start, true_matches(), replace(CONFIG, refine_focal=False))

@@ -133,7 +133,7 @@ def test_a_world_of_given_poses_stays_theirs_and_files_say_so(
         for n in range(2)
     )
     found = align(predictions, views, AlignConfig(cameras_are=cameras_are), cameras=cameras)
-    torch.testing.assert_close(found.cam2world[0], given[0], atol=1e-2, rtol=0)
+    torch.testing.assert_close(found.cam2world[0], given[0].double(), atol=1e-2, rtol=0)
     assert not found.in_first_camera
     cloud = fuse(found, FuseConfig())
     for name in ("a.ply", "a.glb"):

@@ -57,6 +57,20 @@ def plane_depth(
     ).float()
 
 
+def test_points_are_doubles_only_where_floats_are_coarse():
+    depth = torch.full((10, 14), 4.0)
+    cam2world = torch.eye(4, dtype=torch.float64)[None]
+    near = fuse(make_scene([depth], cam2world=cam2world), ALL)
+    assert near.points_in_world.dtype == np.float32
+    far = cam2world.clone()
+    far[0, :3, 3] = torch.tensor([5e5, 5.3e6, 100.0])
+    cloud = fuse(make_scene([depth], cam2world=far), ALL)
+    assert cloud.points_in_world.dtype == np.float64
+    moved = near.points_in_world + far[0, :3, 3].numpy()
+    np.testing.assert_allclose(cloud.points_in_world, moved, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(cloud.normals_in_world, near.normals_in_world, atol=1e-6)
+
+
 def test_a_hand_computed_point():
     depth = torch.zeros(10, 14)
     depth[2, 4] = 4.0

@@ -1,11 +1,13 @@
 import io
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from recon3d.errors import UsageError
 from recon3d.glb import write_glb
 from recon3d.types import PointCloud
 
@@ -60,6 +62,24 @@ def test_positions_are_y_up_and_within_the_bounds_that_are_stated():
     np.testing.assert_array_equal(positions, np.stack((x, -y, -z), axis=1))
     assert accessor["min"] == positions.min(axis=0).tolist()
     assert accessor["max"] == positions.max(axis=0).tolist()
+
+
+def test_points_far_from_the_origin_are_about_their_middle():
+    trimesh = pytest.importorskip("trimesh")
+    near = cloud_of(np.zeros((50, 3)))
+    far = near.points_in_world + np.array([5e5, 5.3e6, 100.0])
+    content = written(replace(near, points_in_world=far))
+    _, positions = attribute(content, "POSITION")
+    assert np.abs(positions).max() < 10
+    read = trimesh.load(io.BytesIO(content), file_type="glb").to_geometry()
+    np.testing.assert_allclose(read.vertices, far * [1, -1, -1], rtol=0, atol=1e-6)
+
+
+def test_more_points_than_a_file_holds_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("recon3d.glb._MOST_POINTS", 4)
+    assert written(cloud_of(np.zeros((4, 3))))
+    with pytest.raises(UsageError, match=r"5 points do not fit .* holds 4 at most\. Lower"):
+        written(cloud_of(np.zeros((5, 3))))
 
 
 def test_colours_are_linear():

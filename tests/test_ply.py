@@ -1,5 +1,6 @@
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,21 @@ def test_open3d_reads_points_normals_colours_and_confidence_back(tmp_path: Path)
     np.testing.assert_array_equal(point.positions.numpy(), cloud.points_in_world)
     np.testing.assert_array_equal(point.normals.numpy(), cloud.normals_in_world)
     np.testing.assert_array_equal(point.colors.numpy(), cloud.rgb)
+    np.testing.assert_array_equal(point["confidence"].numpy()[:, 0], cloud.confidence)
+
+
+def test_points_far_from_the_origin_are_doubles(tmp_path: Path):
+    trimesh = pytest.importorskip("trimesh")
+    open3d = pytest.importorskip("open3d", exc_type=ImportError)
+    near = random_cloud(100)
+    cloud = replace(near, points_in_world=near.points_in_world + np.array([5e5, 5.3e6, 100.0]))
+    content = to_bytes(cloud)
+    names = [line.split()[1:] for line in content.splitlines() if line.startswith(b"property")]
+    assert names[:4] == [[b"double", b"x"], [b"double", b"y"], [b"double", b"z"], [b"float", b"nx"]]
+    (tmp_path / "a.ply").write_bytes(content)
+    np.testing.assert_array_equal(trimesh.load(tmp_path / "a.ply").vertices, cloud.points_in_world)
+    point = open3d.t.io.read_point_cloud(str(tmp_path / "a.ply")).point
+    np.testing.assert_array_equal(point.positions.numpy(), cloud.points_in_world)
     np.testing.assert_array_equal(point["confidence"].numpy()[:, 0], cloud.confidence)
 
 

@@ -33,6 +33,17 @@ def test_a_network_that_takes_all_for_far_does_no_harm():
     assert float(alone.depth.amin()) > 4  # what one level would see
 
 
+def test_a_world_far_from_its_origin_makes_no_difference():
+    far = torch.tensor([5e5, 5.3e6, 100.0], dtype=torch.float64)
+    shots = [flat(shot(x)) for x in PLACES]
+    there = [replace(one, cam2world=one.cam2world.double()) for one in shots]
+    for one in there:
+        one.cam2world[:3, 3] += far
+    near, moved = (match(some, range(4), 2)[0] for some in (shots, there))
+    torch.testing.assert_close(moved.swept.depth, near.swept.depth, rtol=1e-3, atol=0)
+    assert float((moved.good != near.good).float().mean()) < 1e-3
+
+
 def test_what_has_little_texture_is_found_through_noise():
     """Texture of 1.2 % of the range of grey under noise of 0.8 %: one level tells less of it."""
     generator = torch.Generator().manual_seed(5)

@@ -181,9 +181,11 @@ def _scene(
     world[:, :3, 3] *= unit
     if begin.pivot is not None:
         world[:, :3, 3] += begin.pivot.cpu()
+    else:
+        world = world.float()
     return Scene(
         views=tuple(views[n] for n in members),
-        cam2world=world.float(),
+        cam2world=world,
         intrinsics=torch.stack(intrinsics).float().cpu(),
         depth=tuple(d * (float(scale[n]) * unit) for n, (d, _) in zip(members, fused, strict=True)),
         confidence=tuple(c for _, c in fused),

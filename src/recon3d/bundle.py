@@ -40,6 +40,7 @@ from recon3d.features import RgbOf
 from recon3d.matches import Matches
 from recon3d.parallax import show_parallax
 from recon3d.progress import Track, silent
+from recon3d.scale import shifted, whole_middle
 from recon3d.tracks import (
     Tracks,
     build_tracks,
@@ -130,16 +131,18 @@ def refine_scene(
         UsageError: pycolmap is missing; says how to install it.
     """
     require_pycolmap()
-    evidence = Evidence(scene, matches, config, rgb_of, track)
-    problem_for = partial(problem_of, scene, fixed=fixed, calibrated=calibrated)
-    problem, best = _solved(scene, evidence, config, problem_for, track)
+    middle = whole_middle(scene)
+    near = shifted(scene, -middle)
+    evidence = Evidence(near, matches, config, rgb_of, track)
+    problem_for = partial(problem_of, near, fixed=fixed, calibrated=calibrated)
+    problem, best = _solved(near, evidence, config, problem_for, track)
     while evidence.from_features and not fixed and not best.report.reason:
         odd = contradicted_view(problem, best.rig, best.used)
         if odd is None:
             break
         logger.info("others contradict what %s shows: tried without it", scene.views[odd].name)
         evidence.ignored.add(odd)
-        problem, best = _solved(scene, evidence, config, problem_for, track)
+        problem, best = _solved(near, evidence, config, problem_for, track)
     tracks = best.used, best.held_out
     found = find_centres(scene.views, problem, best.rig, tracks, best.report, track)
     if found is not None:
@@ -161,7 +164,7 @@ def refine_scene(
             "%.0f degrees apart: which of them is right is a guess. Add a third photo.",
             max(twin.rotation_deg, twin.direction_deg),
         )
-    better, depth_error = rebuilt_scene(scene, problem, best.rig, best.used, doubt)
+    better, depth_error = rebuilt_scene(near, problem, best.rig, best.used, doubt)
     logger.info(
         "bundle adjustment of %d tracks%s: %.2f -> %.2f thousandths of the long edge on %d others;"
         " depth maps differ from the tracks by %.1f %%",
@@ -172,7 +175,7 @@ def refine_scene(
         report.n_held_out,
         100 * depth_error,
     )
-    return better, replace(report, improved=True, depth_error=depth_error)
+    return shifted(better, middle), replace(report, improved=True, depth_error=depth_error)
 
 
 def _solved(

@@ -17,6 +17,10 @@ from recon3d.types import PointCloud, Scene
 
 logger = logging.getLogger(__name__)
 
+_COARSE = 1e-4
+"""Step between neighbouring float32 coordinates, relative to the median depth, above which points
+have float64: a tenth of a pixel's width."""
+
 
 def fuse(scene: Scene, config: FuseConfig) -> PointCloud:
     """Return the coloured points of all views whose confidence and depth can be trusted.
@@ -43,7 +47,10 @@ def fuse(scene: Scene, config: FuseConfig) -> PointCloud:
         ]
     n_known = sum(int(mask.sum()) for mask in known)
     least = _confidence_threshold(scene, known, config)
-    parts = [_fuse_view(scene, index, mask, least, config) for index, mask in enumerate(known)]
+    dtype = _type_of_points(scene, known)
+    parts = [
+        _fuse_view(scene, index, mask, least, config, dtype) for index, mask in enumerate(known)
+    ]
     if sum(len(part.confidence) for part in parts) == 0:
         lower = "Lower --min-confidence, or give"
         if config.min_confidence is None:
@@ -105,7 +112,7 @@ def surface_normals(
 
 
 def best_per_voxel(
-    points: Float32[np.ndarray, "point 3"], confidence: Float32[np.ndarray, " point"], voxel: float
+    points: Float[np.ndarray, "point 3"], confidence: Float32[np.ndarray, " point"], voxel: float
 ) -> Int64[np.ndarray, " kept"]:
     """Return, in ascending order, the index of the most confident point of every voxel.
 
@@ -123,15 +130,25 @@ def best_per_voxel(
 class _Part(NamedTuple):
     """The points of one view."""
 
-    points_in_world: Float32[np.ndarray, "point 3"]
+    points_in_world: Float[np.ndarray, "point 3"]
     normals_in_world: Float32[np.ndarray, "point 3"]
     rgb: UInt8[np.ndarray, "point 3"]
     confidence: Float32[np.ndarray, " point"]
 
 
+def _type_of_points(scene: Scene, known: list[Bool[Tensor, "_ _"]]) -> torch.dtype:
+    """Return float32, or float64 where the cameras are so far from the origin that it is coarse."""
+    depth = torch.cat([depth[mask] for depth, mask in zip(scene.depth, known, strict=True)])
+    if not len(depth):
+        return torch.float32
+    rounding = float(scene.cam2world[:, :3, 3].abs().max()) * torch.finfo(torch.float32).eps
+    return torch.float64 if rounding > _COARSE * float(depth.median()) else torch.float32
+
+
 def _fuse_view(
-    scene: Scene, index: int, known: Bool[Tensor, "h w"], least: float, config: FuseConfig
-) -> _Part:
+    scene: Scene, index: int, known: Bool[Tensor, "h w"], least: float, config: FuseConfig,
+    dtype: torch.dtype,
+) -> _Part:  # fmt: skip
     depth = torch.where(known, scene.depth[index].double(), 1.0)
     points_in_cam = unproject(depth, scene.intrinsics[index].double())
     cam2world = scene.cam2world[index].double()
@@ -146,7 +163,7 @@ def _fuse_view(
     image = scene.views[index].image.movedim(0, -1)
     rgb = ((image[keep].float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return _Part(
-        points_in_world[keep].float().numpy(force=True),
+        points_in_world[keep].to(dtype).numpy(force=True),
         normals[keep].float().numpy(force=True),
         rgb.numpy(force=True),
         scene.confidence[index][keep].float().numpy(force=True),

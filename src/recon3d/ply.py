@@ -21,6 +21,9 @@ VERTEX = np.dtype(
     ]
 )
 """One vertex, 31 bytes without padding."""
+_FAR_VERTEX = np.dtype([(n, "<f8" if n in "xyz" else VERTEX[n]) for n in VERTEX.names or ()])
+"""The same with coordinates in double precision."""
+_PLY_NAMES = {"<f4": "float", "<f8": "double", "|u1": "uchar"}
 
 
 def write_ply(
@@ -29,17 +32,18 @@ def write_ply(
     """Write positions and normals (world), sRGB colours and confidence (1 + e^c).
 
     The header says what the world is: the camera of the first view (OpenCV axes), or that of the
-    given cameras; and the unit of lengths ("metres" or "arbitrary").
+    given cameras; and the unit of lengths ("metres" or "arbitrary"). Positions are `double` where
+    those of the cloud are.
     """
-    vertices = np.empty(len(cloud.points_in_world), dtype=VERTEX)
+    kind = _FAR_VERTEX if cloud.points_in_world.dtype == np.float64 else VERTEX
+    vertices = np.empty(len(cloud.points_in_world), dtype=kind)
     for column, name in enumerate("xyz"):
         vertices[name] = cloud.points_in_world[:, column]
         vertices[f"n{name}"] = cloud.normals_in_world[:, column]
     for column, name in enumerate(("red", "green", "blue")):
         vertices[name] = cloud.rgb[:, column]
     vertices["confidence"] = cloud.confidence
-    ply_names = {"f": "float", "u": "uchar"}
-    properties = [f"property {ply_names[VERTEX[name].kind]} {name}" for name in VERTEX.names or ()]
+    properties = [f"property {_PLY_NAMES[kind[name].str]} {name}" for name in kind.names or ()]
     world = "x right, y down, z forward in the first camera"
     if not in_first_camera:
         world = "of the given cameras"

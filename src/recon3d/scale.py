@@ -121,6 +121,22 @@ def moved_scene(
     )
 
 
+def whole_middle(scene: Scene) -> Float64[Tensor, "3"]:
+    """Return the mean of the cameras' centres in whole numbers; 0 but for worlds with float64.
+
+    About it products of coordinates keep their digits, however far away the origin of a given world
+    is; a whole number taken off and added again rounds them in the last digit at most.
+    """
+    if scene.cam2world.dtype != torch.float64:
+        return torch.zeros(3, dtype=torch.float64)
+    return scene.cam2world[:, :3, 3].double().cpu().mean(0).round()
+
+
+def shifted(scene: Scene, by: Float64[Tensor, "3"]) -> Scene:
+    """Return the scene after its world went through x -> x + by."""
+    return moved_scene(scene, 1.0, torch.eye(3, dtype=torch.float64), by)
+
+
 def scale_scenes(scenes: tuple[Scene, ...], known: ScaleFrom) -> tuple[Scene, ...]:
     """Return the scenes, that with both photos of the known distance in metres, and say so.
 

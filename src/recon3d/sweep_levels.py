@@ -138,7 +138,7 @@ def _neighbours(shots: Sequence[Shot], view: int, exact: Sequence[int], most: in
     height, width = shot.grey.shape
     step = max(1, int((height * width / _SAMPLES) ** 0.5))
     points = unproject(shot.depth, shot.intrinsics)[::step, ::step].reshape(-1, 3)
-    world = transform_points(shot.cam2world, points)
+    world = transform_points(shot.cam2world.double(), points.double())
     found = []
     for n in exact:
         if n == view:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from torch import Tensor
 
 _SAME = 1e-5
@@ -144,11 +144,11 @@ class EdgeVerdict:
 class Scene:
     """The fused reconstruction of all placed views.
 
-    World is the camera of `views[0]`, or the world of the given poses. `intrinsics` are in pixels
-    of `View.image`; depth and confidence are at the same resolution. Depth 0 means unknown.
-    Confidence is > 1 where known. `edges` holds every pair that was predicted; of several scenes
-    each has those that touch it, and the first also those that touch none. `metric` says whether
-    units are metres.
+    World is the camera of `views[0]`, or the world of the given poses; there `cam2world` has
+    float64, for its origin may be far away. `intrinsics` are in pixels of `View.image`; depth and
+    confidence are at the same resolution. Depth 0 means unknown. Confidence is > 1 where known.
+    `edges` holds every pair that was predicted; of several scenes each has those that touch it, and
+    the first also those that touch none. `metric` says whether units are metres.
     """
 
     views: tuple[View, ...]
@@ -188,9 +188,12 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PointCloud:
-    """Coloured points in world coordinates with unit normals that face their cameras."""
+    """Coloured points in world coordinates with unit normals that face their cameras.
 
-    points_in_world: Float32[np.ndarray, "point 3"]
+    Points have float64 where float32 is too coarse, far from the world's origin.
+    """
+
+    points_in_world: Float32[np.ndarray, "point 3"] | Float64[np.ndarray, "point 3"]
     normals_in_world: Float32[np.ndarray, "point 3"]
     rgb: UInt8[np.ndarray, "point 3"]
     confidence: Float32[np.ndarray, " point"]
