@@ -17,6 +17,7 @@ from recon3d import __version__, weights
 from recon3d.cli import main
 from recon3d.config import ModelConfig, RunConfig
 from recon3d.errors import ReconError
+from recon3d.export import FOLDER_FILES
 from recon3d.model import TwoViewModel
 from recon3d.pipeline import Reconstruction
 from recon3d.progress import Track
@@ -521,6 +522,34 @@ def test_matches_with_an_unknown_ending_are_refused_before_any_work(
     assert call("run", "photos", "-o", folder / "a.ply", "--matches", "m.txt") == 2
     assert configs == []
     assert "known ending" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", [".", "./", "..", "../", "/", "sub/.."])
+def test_a_folder_without_a_name_cannot_be_numbered(
+    folder: Path,
+    fake: Callable[..., list[RunConfig]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+):
+    monkeypatch.chdir(folder)
+    configs = fake((scene_of(), scene_of()))
+    if output == "sub/..":
+        (folder / "sub").mkdir()
+    assert call("run", "photos", "-o", output, "--all-components") == 2
+    assert configs == []
+    assert "has no name that other groups could be numbered by" in capsys.readouterr().err
+
+
+def test_the_folders_of_groups_stand_beside_each_other(
+    folder: Path, fake: Callable[..., list[RunConfig]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(folder)
+    fake((scene_of(), scene_of()))
+    (folder / "out").mkdir()
+    assert call("run", "photos", "-o", "out/.", "--all-components") == 0
+    assert sorted(entry.name for entry in folder.iterdir()) == ["out", "out-2"]
+    assert sorted(entry.name for entry in (folder / "out-2").iterdir()) == sorted(FOLDER_FILES)
 
 
 @pytest.mark.parametrize(

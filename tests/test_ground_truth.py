@@ -264,6 +264,8 @@ def test_depth_that_is_wrong_is_refused(folder: Path, spoil: Callable[[Path], ob
     spoil(photo.depth_path)
     with pytest.raises(InputError, match=r"0\.npy"):
         read_depth(photo)
+    with pytest.raises(InputError, match=r"0\.npy"):
+        read_scene(folder)  # before any work is done
 
 
 @pytest.mark.skipif(not KIT.is_dir(), reason="needs the evaluation kit in ../shared/data")

@@ -23,8 +23,8 @@ from picture_bytes import (
     with_exif,
 )
 from recon3d.config import PhotoConfig
-from recon3d.errors import InputError, UsageError
-from recon3d.photos import find_photos, load_views, read_photo
+from recon3d.errors import InputError, MemoryShortageError, UsageError
+from recon3d.photos import find_photos, load_views, photo_reader, read_photo
 from recon3d.types import LeftOut
 from recon3d.views import make_view
 
@@ -250,6 +250,13 @@ def test_sizes_are_checked_before_transparency_is_decoded(tmp_path, monkeypatch)
         read(tmp_path, png_header(30000, 30000, colour_type=6))
 
 
+def test_a_strip_of_pixels_is_no_photo(tmp_path):
+    limit = read(tmp_path, encode(".png", np.zeros((2000, 2, 3), np.uint8)))
+    assert limit.rgb.shape == (2000, 2, 3)
+    with pytest.raises(InputError, match="2001 x 2 pixels, more than 1000 times as long as wide"):
+        read(tmp_path, encode(".png", np.zeros((2, 2001, 3), np.uint8)))
+
+
 @pytest.mark.parametrize("reduce", [False, True])
 def test_cmyk_jpeg_has_natural_colours(tmp_path, reduce):
     image = pytest.importorskip("PIL.Image")
@@ -442,6 +449,40 @@ def test_sizes_out_of_range(tmp_path, size):
     two_photos(tmp_path)
     with pytest.raises(UsageError, match=f"{size} pixels is out of range"):
         load_views([str(tmp_path)], PhotoConfig(size=size))
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), cv2.error("Insufficient memory")])
+def test_too_little_memory_is_no_fault_of_the_photo(tmp_path, monkeypatch, fault):
+    two_photos(tmp_path)
+    views, _ = load_views([str(tmp_path)], CONFIG)
+    again = photo_reader([str(tmp_path)], CONFIG)
+    np.testing.assert_array_equal(
+        again(views[0]), read_photo(tmp_path / "good0.png", "good0.png", CONFIG).rgb
+    )
+
+    def too_large(*_):
+        fault.code = cv2.Error.StsNoMem
+        raise fault
+
+    monkeypatch.setattr(cv2, "imdecode", too_large)
+    with pytest.raises(MemoryShortageError, match=r"^needs more memory than is free$"):
+        again(views[0])
+    with pytest.raises(InputError, match=r"good0\.png: needs more memory"):
+        load_views([str(tmp_path)], CONFIG)
+
+
+def test_a_photo_that_changes_while_it_is_worked_on_is_named(tmp_path):
+    two_photos(tmp_path)
+    views, _ = load_views([str(tmp_path)], CONFIG)
+    again = photo_reader([str(tmp_path)], CONFIG)
+    write(tmp_path, "good0.png", encode(".png", texture(64, 64)))
+    with pytest.raises(InputError, match=r"^good0\.png was changed .* other content\. Leave"):
+        again(views[0])
+    (tmp_path / "good1.png").unlink()
+    with pytest.raises(InputError, match=r"^good1\.png was changed .*: .* Leave"):
+        again(views[1])
+    with pytest.raises(InputError, match=r"^good1\.png was changed .*: it is gone\. Leave"):
+        photo_reader([str(tmp_path)], CONFIG)(views[1])
 
 
 def test_opencv_speaks_as_before_afterwards(tmp_path, capfd):

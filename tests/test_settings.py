@@ -7,7 +7,7 @@ import pytest
 
 from recon3d.config import CamerasAre, Precision, RunConfig
 from recon3d.errors import UsageError
-from recon3d.settings import LIMITS, OPTIONS, default, run_config
+from recon3d.settings import LIMITS, OPTIONS, _leaves, default, run_config
 
 THRESHOLDS = ("--min-confidence", "--confidence-percentile")
 
@@ -129,6 +129,9 @@ def test_two_thresholds_of_confidence_are_refused_but_an_option_wins_over_the_fi
         ("[photos]\nsize = 64.0", "photos.size is 64.0 .* must be a whole number"),
         ("[align]\nshared_focal = 1", "align.shared_focal is 1 .* must be true or false"),
         ("[align]\nfocal_px = nan", "align.focal_px is nan .* must be a finite number"),
+        ("[stereo]\nneighbours = 0", "stereo.neighbours is 0 in .* must be from 1 to 64"),
+        ("[fuse]\nmax_points = 1" + "0" * 400, "fuse.max_points in .* number of 1329 bits"),
+        ("[fuse]\nvoxel = 1" + "0" * 400, "fuse.voxel in .* number of 1329 bits"),
         ("[fuse]\nvoxel = -1", "fuse.voxel is -1 in .* must be at least 0"),
         ("[fuse]\nconfidence_percentile = 101", "must be from 0 to 100"),
         ("[fuse]\nmin_confidence = 0.5", "fuse.min_confidence is 0.5 in .* must be at least 1"),
@@ -173,6 +176,8 @@ def test_limits_name_real_fields_and_hold_for_the_defaults():
     for name, (low, high) in LIMITS.items():
         value = leaf(RunConfig(), name)
         assert value is None or low <= value <= high
+    numbers = {name for name, value in _leaves(RunConfig()) if type(value) in (int, float)}
+    assert numbers <= LIMITS.keys()
 
 
 def test_the_help_shows_the_defaults_of_the_configuration():

@@ -15,7 +15,12 @@ from jaxtyping import Float64
 from recon3d.baselines import Features, colmap_cameras, match, sift_features
 from recon3d.cameras import photo_intrinsics
 from recon3d.config import Baseline, PhotoConfig, RunConfig
-from recon3d.errors import InputError, ReconstructionError, ResourceError
+from recon3d.errors import (
+    InputError,
+    MemoryShortageError,
+    ReconstructionError,
+    ResourceError,
+)
 from recon3d.essential import essential_pose
 from recon3d.ground_truth import TruePhoto, TrueScene
 from recon3d.measure import Cost, measured
@@ -315,7 +320,7 @@ def _view(photo: TruePhoto, config: PhotoConfig) -> View:
     assert config.size is not None
     try:
         read = read_photo(photo.path, photo.path.name, config, reduce=True)
-    except InputError as error:
+    except (InputError, MemoryShortageError) as error:
         raise InputError(f"{photo.path} cannot be used: {error}.") from error
     return make_view(read, config.size, config.patch_size)
 

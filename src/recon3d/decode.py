@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
 from recon3d.config import ModelConfig, PhotoConfig
-from recon3d.errors import InputError, UsageError
+from recon3d.errors import InputError, MemoryShortageError, UsageError
 from recon3d.exif import focal_px, read_exif
 from recon3d.image_header import (
     JPEG_END,
@@ -29,6 +29,7 @@ from recon3d.image_header import (
 from recon3d.views import view_shape
 
 _MAX_SIZE = 8192  # of a view in pixels; the network would need more memory than there is
+_MAX_ASPECT = 1000  # a view of a longer strip would be enlarged by as much before its ends are cut
 _OPENCV_MAX_PIXELS = 2**30  # OpenCV's own limit, fixed at the moment it is imported
 _REDUCED_MARGIN = 1.9  # a reduced JPEG must stay this much larger than the view
 _REDUCED_FLAGS = {8: 64, 4: 32, 2: 16}  # the bit that IMREAD_REDUCED_COLOR_N adds to IMREAD_COLOR
@@ -60,6 +61,7 @@ def decode(data: bytes, config: PhotoConfig, *, reduce: bool = False) -> Decoded
     Raises:
         InputError: when the file cannot be decoded, or is over a limit; the text is the reason
             alone.
+        MemoryShortageError: when it needs more memory than is free; the text alike.
     """
     heic = image_format(data) == "heic"
     try:
@@ -67,9 +69,9 @@ def decode(data: bytes, config: PhotoConfig, *, reduce: bool = False) -> Decoded
             _decode_heic(data, config) if heic else _decode(data, config, reduce=reduce)
         )
     except (MemoryError, cv2.error) as error:
-        no_memory = isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem
-        reason = "needs more memory than is free" if no_memory else "cannot be decoded"
-        raise InputError(reason) from error
+        if isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem:
+            raise MemoryShortageError("needs more memory than is free") from error
+        raise InputError("cannot be decoded") from error
 
 
 def view_size(config: PhotoConfig) -> int:
@@ -123,6 +125,10 @@ def _check_pixels(width: int, height: int, config: PhotoConfig) -> None:
     if width * height > limit:
         raise InputError(
             f"{width} x {height} pixels, over the limit of {limit / 1e6:g} million; scale it down"
+        )
+    if max(width, height) > _MAX_ASPECT * min(width, height):
+        raise InputError(
+            f"{width} x {height} pixels, more than {_MAX_ASPECT} times as long as wide; cut it"
         )
 
 

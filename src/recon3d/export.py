@@ -61,7 +61,8 @@ def numbered(output: str, number: int) -> str:
     if number == 1:
         return output
     if _is_folder(output):
-        return f"{output.rstrip(os.sep)}-{number}{os.sep}"
+        folder = Path(output)
+        return f"{folder.with_name(f'{folder.name}-{number}')}{os.sep}"
     path = Path(output)
     return str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
 
@@ -71,6 +72,11 @@ def check_groups(outputs: Sequence[str], *, overwrite: bool, matches: Sequence[s
     files = [target for output in outputs for target in _targets(output)]
     files += [Path(file) for file in matches]
     for output in outputs:
+        if Path(output).name in ("", ".."):
+            raise UsageError(
+                f"the output {output!r} has no name that other groups could be numbered by. Give"
+                " the folder by its name."
+            )
         for file in files:
             if _is_of_a_group(file, output):
                 raise UsageError(

@@ -98,7 +98,7 @@ def find_scenes(inputs: Sequence[Path], names: Sequence[str] = ()) -> list[Path]
 
 
 def read_scene(folder: Path) -> TrueScene:
-    """Return the ground truth of one folder; photos and depth maps are checked to be there.
+    """Return the ground truth of one folder; sizes of photos and depth maps are checked.
 
     Raises:
         InputError: names the file, the entry and what is wrong with it.
@@ -141,6 +141,13 @@ def read_depth(photo: TruePhoto) -> Float[np.ndarray, "height width"]:
         InputError: no .npy file of floats of the photo's size.
         ValueError: a photo without depth.
     """
+    values = np.array(_mapped_depth(photo), dtype=np.float32)
+    values[~(np.isfinite(values) & (values > 0))] = 0
+    return values
+
+
+def _mapped_depth(photo: TruePhoto) -> Float[np.ndarray, "height width"]:
+    """Return what the file of depth holds, without reading it; raises as `read_depth` does."""
     if photo.depth_path is None:
         raise ValueError(f"{photo.path} has no depth")
     try:
@@ -154,9 +161,7 @@ def read_depth(photo: TruePhoto) -> Float[np.ndarray, "height width"]:
             f"{photo.depth_path} must hold {photo.height} x {photo.width} floats, as many as the"
             " photo has pixels."
         )
-    values = np.array(depth, dtype=np.float32)
-    values[~(np.isfinite(values) & (values > 0))] = 0
-    return values
+    return depth
 
 
 def _is_scene(folder: Path) -> bool:
@@ -187,12 +192,15 @@ def _photo(folder: Path, entry: dict[str, Any], where: str) -> TruePhoto:
     matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float64)
     world2cam = _rigid(entry, "world_to_camera", where)
     depth = entry.get("depth")
-    return TruePhoto(
+    photo = TruePhoto(
         **_stored(folder, entry, "file", where),
         intrinsics=_checked_intrinsics(matrix, where),
         cam2world=_inverse(world2cam),
         depth_path=None if depth is None else _path(folder, depth, "depth", where),
     )
+    if depth is not None:
+        _mapped_depth(photo)
+    return photo
 
 
 def _pair(folder: Path, entry: dict[str, Any], where: str) -> list[TruePhoto]:

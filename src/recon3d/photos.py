@@ -11,17 +11,19 @@ import re
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
+from jaxtyping import UInt8
 
 from recon3d.config import PhotoConfig
 from recon3d.decode import decode, view_size
-from recon3d.errors import InputError, UsageError
+from recon3d.errors import InputError, MemoryShortageError, UsageError
 from recon3d.progress import Track, silent
 from recon3d.repeats import find_repeats
 from recon3d.threads import n_processors
@@ -77,6 +79,7 @@ def read_photo(path: Path, name: str, config: PhotoConfig, *, reduce: bool = Fal
     Raises:
         InputError: when the file cannot be read or decoded, or is over a limit; the text is
             the reason alone, without the name.
+        MemoryShortageError: when it needs more memory than is free; the text alike.
     """
     data = _read_bytes(path, config.max_bytes)
     found = decode(data, config, reduce=reduce)
@@ -90,6 +93,33 @@ def read_photo(path: Path, name: str, config: PhotoConfig, *, reduce: bool = Fal
         focal_px=found.header.focal_px,
         opaque=found.opaque,
     )
+
+
+def photo_reader(
+    inputs: Sequence[str], config: PhotoConfig
+) -> Callable[[View], UInt8[np.ndarray, "height width 3"]]:
+    """Return a function that reads the photo behind a view of `load_views` again, at full size.
+
+    It raises InputError where the photo is no longer what it was, naming it, and
+    MemoryShortageError where memory does not suffice.
+    """
+    paths = {name: path for path, name in find_photos(inputs)}
+
+    def rgb_of(view: View) -> UInt8[np.ndarray, "height width 3"]:
+        try:
+            if view.name not in paths:
+                raise InputError("it is gone")
+            photo = read_photo(paths[view.name], view.name, config)
+            if photo.sha256 != view.sha256:
+                raise InputError("it has other content")
+        except InputError as error:
+            raise InputError(
+                f"{view.name} was changed while it was worked on: {error}."
+                " Leave the photos as they are during a run."
+            ) from error
+        return photo.rgb
+
+    return rgb_of
 
 
 def load_views(
@@ -112,7 +142,7 @@ def load_views(
     def view_of(item: tuple[Path, str]) -> View | LeftOut:
         try:
             photo = read_photo(*item, config, reduce=True)
-        except InputError as error:
+        except (InputError, MemoryShortageError) as error:
             return LeftOut(name=item[1], reason=str(error))
         return make_view(photo, size, config.patch_size)
 

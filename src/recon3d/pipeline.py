@@ -21,7 +21,6 @@ from recon3d.config import RunConfig
 from recon3d.dense import DenseReport, dense_scene
 from recon3d.device import unless_out_of_memory
 from recon3d.errors import DisconnectedError
-from recon3d.features import RgbOf
 from recon3d.fitting import Fit, smaller_and_smaller
 from recon3d.given import read_cameras
 from recon3d.known_cameras import all_given, check_focal, given_intrinsics, is_calibrated
@@ -30,7 +29,7 @@ from recon3d.matches import Matches, collect_matches, merge_orders
 from recon3d.memory import alignment_bytes, free_device_bytes, thinned
 from recon3d.model import TwoViewModel
 from recon3d.pairs import needs_similarity, pair_graph
-from recon3d.photos import find_photos, read_photo
+from recon3d.photos import photo_reader
 from recon3d.predict import (
     EncodedViews,
     encode_views,
@@ -146,7 +145,7 @@ def reconstruct_groups(
             matches=matches,
             cameras=aligned.cameras,
             own=_predictor_of_one(model, aligned.encoded, config),
-            rgb_of=_photo_reader(inputs, config),
+            rgb_of=photo_reader(inputs, config.photos),
         )
         refining = _refines(config, aligned.cameras, len(views))
         if aligned.doubt is not None:
@@ -354,12 +353,6 @@ def _predictor_of_one(
         return next(prediction for prediction in both if prediction.i == view)
 
     return predict
-
-
-def _photo_reader(inputs: Sequence[str], config: RunConfig) -> RgbOf:
-    """Return a function that reads the photo behind a view again, at full size."""
-    paths = {name: path for path, name in find_photos(inputs)}
-    return lambda view: read_photo(paths[view.name], view.name, config.photos).rgb
 
 
 def _with_left_out(scenes: Sequence[Scene], unusable: tuple[LeftOut, ...]) -> tuple[Scene, ...]:

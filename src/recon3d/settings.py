@@ -51,6 +51,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "align.max_iterations": (0, 1e6),
     "align.max_edge_residual": (0, math.inf),
     "align.max_edge_rotation_deg": (0, 180),
+    "align.min_edge_confidence": (0, math.inf),
     "align.seed": (0, 2**63 - 1),
     "matches.stride": (1, 4096),
     "matches.min_confidence": (0, math.inf),
@@ -64,9 +65,19 @@ LIMITS: dict[str, tuple[float, float]] = {
     "bundle.max_error": (0, 1),
     "bundle.held_out": (0, 0.9),
     "bundle.min_tracks": (1, 2**40),
+    "bundle.max_tracks": (1, 2**40),
+    "bundle.max_coarse": (0, 2**40),
+    "bundle.max_partners": (1, 2**20),
     "bundle.max_all_pairs": (0, 2**20),
+    "bundle.max_wide_pairs": (0, 2**20),
+    "bundle.max_wide_views": (0, 2**20),
+    "bundle.wide_size": (16, 2**16),
+    "bundle.wide_features": (1, 2**24),
     "bundle.max_iterations": (1, 1e6),
     "bundle.seed": (0, 2**63 - 1),
+    "stereo.size": (16, 2**13),
+    "stereo.neighbours": (1, 64),
+    "stereo.min_share": (0, 1),
     "fuse.min_confidence": (1, math.inf),
     "fuse.confidence_percentile": (0, 100),
     "fuse.depth_edge": (0, math.inf),
@@ -76,6 +87,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 """Least and greatest value of each field that has them; checked before any work is done."""
 
+_MOST_BITS = 64
+"""Of whole numbers: longer ones neither fit into floats nor into an error of one line."""
 _THRESHOLDS = ("min_confidence", "confidence_percentile")
 """Fields of `FuseConfig` of which the first, where it is set, takes the place of the second."""
 
@@ -164,6 +177,8 @@ def _converted(value: Any, kind: Any, name: str, where: str) -> Any:
     """Return `value` as `kind`, a plain type, a StrEnum, or either with None."""
     choices = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     (plain,) = (choice for choice in choices if choice is not types.NoneType)
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise UsageError(f"{name} {where} is a number of {value.bit_length()} bits, far too large.")
     if issubclass(plain, StrEnum):
         if value in [member.value for member in plain]:
             return plain(value)
