@@ -66,6 +66,31 @@ def test_a_stretched_photo_has_two_focals():
     assert found.source == ("given",)
 
 
+@pytest.mark.parametrize(
+    ("exif", "expected", "source"),
+    [
+        ((None, 120.0, None), 60.0, "exif"),  # the photo is twice as large
+        ((None, None, None), 57.0, "estimated"),
+        ((None, 180.0, None), 57.0, "estimated"),  # contradicts all that is seen
+    ],
+)
+def test_a_shared_lens_is_that_of_the_photo_that_knows_it(
+    exif: tuple[float | None, ...], expected: float, source: str
+):
+    points, pixel = rays(57.0)
+    views = [blank_view("a", (48, 64), focal_px=focal) for focal in exif]
+    config = AlignConfig(shared_focal=True)
+    found = choose_focals(
+        points.expand(3, -1, -1),
+        torch.ones(3, len(pixel)).double(),
+        pixel.expand(3, -1, -1),
+        lenses(views, config),
+        config,
+    )
+    assert found.focal.flatten().tolist() == pytest.approx([expected] * 6, rel=1e-3)
+    assert found.source == (source,) * 3
+
+
 def test_a_principal_point_off_the_centre_is_found():
     points, pixel = rays(57.0)
     points[::10, :2] *= 2

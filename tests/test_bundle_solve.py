@@ -167,6 +167,18 @@ def test_given_and_shared_focal_lengths() -> None:
     assert (calibrated.centre_spread > 0).tolist() == [False, True, True]
 
 
+def test_a_shared_lens_is_what_exif_says_of_it() -> None:
+    scene = as_scene(exact_scene(3))
+    exif = replace(scene.verdicts[0], focal_source="exif")
+    scene = replace(scene, verdicts=(exif, *scene.verdicts[1:]))
+    scene.intrinsics[0, [0, 1], [0, 1]] *= 1.25  # what the network takes the others for is wrong
+    own, rig = problem_of(scene, CONFIG, ())
+    shared, start = problem_of(scene, replace(CONFIG, shared_focal=True), ())
+    assert shared.likely_focal.tolist() == start.focal.tolist() == [float(rig.focal[0])] * 3
+    assert shared.focal_spread.tolist() == [float(own.focal_spread[0])] * 3
+    assert float(own.focal_spread[0]) < float(own.focal_spread[1])
+
+
 def seen_by(rig: Rig, noise: float) -> Tracks:
     """Return 200 points about ten units away, seen by all, in thousandths."""
     generator = torch.Generator().manual_seed(0)

@@ -90,8 +90,9 @@ def choose_focals(
     """Return the focal lengths in pixels of each view, and where each comes from.
 
     A given focal length wins; then a prior, unless it contradicts the estimate by a factor of more
-    than 1.35; then the estimate. `shared_focal` takes the weighted median of all estimates
-    relative to the long edges of the photos, so that photos of several sizes may share a lens.
+    than 1.35; then the estimate. With `shared_focal` the estimate is the weighted median of those
+    priors, and where there are none that of all estimates, relative to the long edges of the
+    photos, so that photos of several sizes may share a lens.
     """
     device = pixel.device
     to_view, long_edge = known.to_view.to(device), known.long_edge.to(device)
@@ -101,18 +102,23 @@ def choose_focals(
         centre = principal_point(points, pixel, weight, long_edge) * free[:, None]
     estimate = weiszfeld_focal(points, pixel - centre[:, None], weight, long_edge)
     estimate = estimate / to_view.mean(-1)
+    photo_edge, total = known.photo_edge.to(device), weight.sum(-1)
     if config.shared_focal:
-        photo_edge = known.photo_edge.to(device)
-        estimate = weighted_median(estimate / photo_edge, weight.sum(-1)) * photo_edge
+        estimate = weighted_median(estimate / photo_edge, total) * photo_edge
     focal = estimate[:, None] * to_view
     prior, given = known.prior.to(device), known.given.to(device)
     ratio = (prior / focal).log().abs().mean(-1)
     from_prior = ratio < float(np.log(_PRIOR_RATIO))  # nan is False
     is_given = given.isfinite().all(-1)
+    otherwise = "estimated"
+    if config.shared_focal and bool(from_prior.any()):
+        relative = (prior / to_view).mean(-1)[from_prior] / photo_edge[from_prior]
+        lens = weighted_median(relative, total[from_prior]) * photo_edge
+        focal, otherwise = lens[:, None] * to_view, "exif"
     focal = torch.where(from_prior[:, None], prior, focal)
     focal = torch.where(is_given[:, None], given, focal)
     source = [
-        "given" if fixed else known.source[n] if agrees else "estimated"
+        "given" if fixed else known.source[n] if agrees else otherwise
         for n, (fixed, agrees) in enumerate(
             zip(is_given.tolist(), from_prior.tolist(), strict=True)
         )

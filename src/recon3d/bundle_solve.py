@@ -126,17 +126,20 @@ def problem_of(
     focal = focal_px[:, 0] * unit_x
     given = torch.tensor([verdict.focal_source == "given" for verdict in scene.verdicts])
     constant = given | (not config.refine_focal)
+    spread = torch.tensor(
+        [_SPREAD.get(verdict.focal_source, 1.0) for verdict in scene.verdicts], dtype=torch.float64
+    )
     if config.shared_focal and not bool(given.all()):
-        focal = torch.where(given, focal, focal[~given].median())
+        # what the surest say of the lens, else one photo with EXIF would be held to guesses
+        least = spread[~given].min()
+        focal = torch.where(given, focal, focal[~given & (spread == least)].median())
+        spread = torch.where(given, spread, least)
     is_calibrated = torch.tensor([n in calibrated for n in range(len(scene.views))])
     problem = Problem(
         unit=unit_x[:, None] * focal_px[:, :1] / focal_px,
         centre=intrinsics[:, :2, 2],
         likely_focal=focal,
-        focal_spread=torch.tensor(
-            [_SPREAD.get(verdict.focal_source, 1.0) for verdict in scene.verdicts],
-            dtype=torch.float64,
-        ),
+        focal_spread=spread,
         centre_spread=torch.where(is_calibrated, 0.0, _CENTRE_SPREAD).double(),
         constant_focal=constant,
         constant_pose=torch.tensor([n in fixed for n in range(len(scene.views))]),
