@@ -772,6 +772,16 @@ def test_a_training_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "state.safetensors").read_bytes() == b"hours of work"
 
 
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+@pytest.mark.parametrize("name", ["model.safetensors", "croco.safetensors"])
+def test_weights_are_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
+):
+    (tmp_path / name).write_bytes(b"hours of work")
+    assert call(command, "-o", tmp_path) == 2
+    assert f"holds {name}; add --resume" in capsys.readouterr().err
+
+
 def test_doctor_prints_a_line_a_check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -195,6 +195,23 @@ def test_a_camera_that_looks_elsewhere_spoils_the_cloud(
     assert surface.cloud["accuracy_median_pct"] < 0.3  # the others hold their place
 
 
+def test_true_depth_of_one_pixel_makes_no_cloud(truth: ExactScene, tmp_path: Path) -> None:
+    scene = write_truth(truth, tmp_path / "scene")
+    for photo in scene.photos:
+        assert photo.depth_path is not None
+        depth = np.load(photo.depth_path)
+        seen = depth[depth.shape[0] // 2, depth.shape[1] // 2].copy()
+        depth[:] = 0
+        if photo is scene.photos[0]:
+            depth[depth.shape[0] // 2, depth.shape[1] // 2] = seen
+        np.save(photo.depth_path, depth)
+    surface = surface_figures(
+        as_found(truth), range(N_VIEWS), scene.photos, truth.views, FuseConfig()
+    )
+    assert surface is not None
+    assert surface.cloud == {}
+
+
 def test_without_true_depth_there_are_no_figures(truth: ExactScene, tmp_path: Path) -> None:
     scene = write_truth(truth, tmp_path / "scene", with_depth=False)
     found = as_found(truth)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from picture_bytes import png_header
 from recon3d.batches import ASPECTS, image_shape
 from recon3d.contact_sheet import write_contact_sheet
 from recon3d.errors import InputError, UsageError
@@ -386,6 +388,8 @@ def test_textures_are_varied_and_atlas_halves(tmp_path: Path) -> None:
     rgb = torch.stack([(second >> shift) & 255 for shift in (0, 8, 16)])
     first = textures[0].unflatten(1, (SIDE // 2, 2)).unflatten(3, (SIDE // 2, 2)).mean((2, 4))
     torch.testing.assert_close(rgb / 255, first, atol=0.003, rtol=0)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "huge.png").write_bytes(png_header(60_000, 60_000))
     with pytest.raises(InputError, match="holds no readable"):
         photographs(tmp_path)
 
@@ -474,6 +478,8 @@ def test_contact_sheet_shows_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write_contact_sheet(path)
     with pytest.raises(UsageError, match=r"must end in \.png"):
         write_contact_sheet(tmp_path / "sheet.tiff")
+    with pytest.raises(UsageError, match="there is no folder"):
+        write_contact_sheet(tmp_path / "nowhere" / "sheet.png")
 
 
 def test_folder_has_exact_ground_truth(tmp_path: Path) -> None:
@@ -511,6 +517,21 @@ def test_folder_has_exact_ground_truth(tmp_path: Path) -> None:
         write_folder(
             tmp_path / "s", kind="room", n_photos=2, width=96, height=64, seed=1, overwrite=False
         )
+
+
+def test_a_folder_holds_one_scene_alone(tmp_path: Path) -> None:
+    arguments = {"kind": "room", "width": 96, "height": 64, "seed": 1}
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0000.jpg").write_bytes(b"somebody's")
+    with pytest.raises(UsageError, match="holds a scene"):
+        write_folder(tmp_path, n_photos=2, overwrite=False, **arguments)
+    assert (tmp_path / "images" / "0000.jpg").read_bytes() == b"somebody's"
+    (tmp_path / "images" / "notes.txt").write_text("kept")
+    for n_photos in (4, 2):
+        write_folder(tmp_path, n_photos=n_photos, overwrite=True, **arguments)
+    names = sorted(file.name for file in (tmp_path / "images").iterdir())
+    assert names == ["0000.jpg", "0001.jpg", "notes.txt"]
+    assert sorted(file.name for file in (tmp_path / "depth").iterdir()) == ["0000.npy", "0001.npy"]
 
 
 def test_folder_says_how_far_it_is(

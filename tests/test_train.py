@@ -387,6 +387,52 @@ def test_state_of_another_network_is_named(tmp_path: Path) -> None:
         State(TwoViewModel(replace(TINY, dec_depth=3)), QUICK).load(tmp_path)
 
 
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    state = State(TwoViewModel(TINY), QUICK)
+    state.save(tmp_path)
+    path = tmp_path / "state.safetensors"
+    whole = path.read_bytes()
+    for content in (
+        whole[: len(whole) // 2],
+        b"",
+        b"nonsense" * 9,
+        whole.replace(b"pairs", b"pears"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(
+            WeightsError, match=r"state\.safetensors is damaged \(.+\)\. Start"
+        ) as why:
+            state.load(tmp_path)
+        assert "\n" not in str(why.value)
+
+
+def test_a_new_training_begins_anew(tmp_path: Path) -> None:
+    train.train(tmp_path, QUICK)
+    assert len(records(tmp_path)) > 1
+
+    def cut(*_: object) -> None:
+        raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        train.train(tmp_path, QUICK, track=cut)
+    assert not (tmp_path / "state.safetensors").exists()
+    assert [record["step"] for record in records(tmp_path)] == [0]
+    assert weights.load(str(tmp_path / "model.safetensors"))
+
+
+def test_a_piece_ends_where_a_rendering_does(tmp_path: Path) -> None:
+    pressed: list[int] = []
+
+    def press(stage: str, done: int, total: int) -> None:
+        pressed.append(done)
+        if len(pressed) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tmp_path, replace(QUICK, pairs=10**9, uses=3), track=press)
+    assert records(tmp_path)[-1]["step"] == 3
+
+
 def test_log_tells_throughput_and_utilisation(tmp_path: Path) -> None:
     train.train(tmp_path, replace(QUICK, log_every_steps=1))
     first, *steps, last = records(tmp_path)
@@ -522,6 +568,21 @@ def test_a_gradient_that_is_not_finite_is_not_followed(tmp_path: Path) -> None:
     meter.add(step, torch.tensor(True), 1.0, 0.5)
     with pytest.raises(FloatingPointError, match="no gradient of the last 1 steps"):
         meter.take()
+    assert meter.take(closing=True)["steps_lost"] == 1
+
+
+def test_a_training_that_diverges_says_so_and_keeps_what_was_good(tmp_path: Path) -> None:
+    train.train(tmp_path, QUICK)
+    good = {p.name: p.read_bytes() for p in tmp_path.glob("model.*")}
+    with pytest.raises(UsageError, match=r"diverged: weights are .* Lower --learning-rate\."):
+        train.train(tmp_path, replace(QUICK, learning_rate=1e38))
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("model.*")} == good
+    broken = TwoViewModel(TINY)
+    for parameter in broken.parameters():
+        torch.nn.init.constant_(parameter, math.nan)
+    figures = train.probe(broken, [batch_of()], torch.float32)
+    assert math.isnan(figures["probe_rotation_deg"])
+    assert figures["probe_rotation_true_deg"] > 0
 
 
 def test_a_step_lost_leaves_a_log_that_is_json(

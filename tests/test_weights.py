@@ -86,6 +86,15 @@ def test_round_trip_is_exact(tmp_path: Path, config: ModelConfig) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
 
 
+def test_values_beyond_half_precision_are_not_written(tmp_path: Path) -> None:
+    model = TwoViewModel(TINY)
+    torch.nn.init.constant_(model.enc_norm.weight, 70_000.0)
+    with pytest.raises(WeightsError, match=r"enc_norm\.weight has values beyond 65504"):
+        save(model, tmp_path / "half.safetensors", half=True)
+    assert list(tmp_path.iterdir()) == []
+    save(model, tmp_path / "full.safetensors")
+
+
 def test_half_is_rounded_on_disk_and_fp32_in_memory(tmp_path: Path) -> None:
     model = TwoViewModel(TINY)
     save(model, tmp_path / "full.safetensors")

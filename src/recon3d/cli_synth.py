@@ -42,7 +42,7 @@ def synth(
     photos: PhotosOption = 5,
     width: PixelsOption = 640,
     height: PixelsOption = 480,
-    seed: Annotated[int, typer.Option(min=0, help="Which scene.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Which scene.")] = 0,
     textures: TexturesOption = None,
     contact_sheet: Annotated[
         Path | None,

@@ -27,7 +27,13 @@ from recon3d.console import Console
 from recon3d.errors import UsageError
 from recon3d.settings import run_config
 from recon3d.streams import emit
-from recon3d.train_config import DescriptorConfig, Optimizer, PretrainConfig, TrainConfig
+from recon3d.train_config import (
+    STATE_FILE,
+    DescriptorConfig,
+    Optimizer,
+    PretrainConfig,
+    TrainConfig,
+)
 
 app = typer.Typer()
 
@@ -45,7 +51,7 @@ BudgetOption = Annotated[int, typer.Option(min=1, help="Budget of pairs.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where a training ended.")]
 TrainDeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 TrainPrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic.")]
-TrainSeedOption = Annotated[int, typer.Option(min=0, help="Seed.")]
+TrainSeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed.")]
 ScenesOption = Annotated[int, typer.Option(min=1, help="Scenes a step.")]
 ViewsOption = Annotated[int, typer.Option(min=2, max=16, help="Views a scene.")]
 UsesOption = Annotated[
@@ -124,10 +130,18 @@ def read_stages(text: str) -> tuple[tuple[float, int], ...]:
     return stages
 
 
+_TRAINED = (STATE_FILE, "model.safetensors", "croco.safetensors")
+"""What `train` and `pretrain` write that is worth keeping."""
+
+
 def check_new(output: Path, resume: bool, overwrite: bool) -> None:
-    """Raise UsageError where a training would be lost."""
-    if not (resume or overwrite) and (output / "state.safetensors").exists():
-        raise UsageError(f"{output} holds a training; add --resume, --overwrite or choose another.")
+    """Raise UsageError where a training, or weights, would be lost."""
+    held = [name for name in _TRAINED if (output / name).exists()]
+    if held and not (resume or overwrite):
+        raise UsageError(
+            f"{output} holds {' and '.join(held)}; add --resume to go on, --overwrite to begin"
+            " anew, or choose another folder."
+        )
 
 
 @app.command()

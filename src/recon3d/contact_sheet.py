@@ -102,6 +102,8 @@ def write_contact_sheet(
         raise UsageError(f"the contact sheet {path} must end in .png or .jpg.")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; add --overwrite or choose another name.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}. Create it.")
     config = replace(
         TrainConfig(),
         views_per_scene=2,

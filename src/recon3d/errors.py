@@ -15,6 +15,14 @@ class UsageError(ReconError):
     exit_code = 2
 
 
+class DivergedError(UsageError, FloatingPointError):
+    """A training whose gradients or weights are no longer finite."""
+
+    def __init__(self, what: str) -> None:
+        """Say what is not finite, and what to do."""
+        super().__init__(f"the training diverged: {what}. Lower --learning-rate.")
+
+
 class InputError(ReconError):
     """No usable input: fewer than two photographs, or none that can be read."""
 

@@ -222,14 +222,19 @@ class CloudErrors(NamedTuple):
     completeness_median_pct: float
 
 
+def extent_of(points: Float[np.ndarray, "point 3"]) -> float:
+    """Return the diagonal of the box that holds the middle 96 % of the points along each axis."""
+    low, high = np.percentile(points.astype(np.float64), (2, 98), axis=0)
+    return float(np.linalg.norm(high - low))
+
+
 def cloud_errors(
     points: Float[np.ndarray, "point 3"], reference: Float[np.ndarray, "reference 3"]
 ) -> CloudErrors:
-    """Return accuracy and completeness, each as mean and median.
+    """Return accuracy and completeness, each as mean and median, relative to `extent_of`.
 
     Accuracy: distance of a point to the nearest reference point. Completeness: of a reference
-    point to the nearest point. The extent is the diagonal of the box that holds the middle 96 % of
-    the reference along each axis. Source: Seitz et al., CVPR 2006; Jensen et al., CVPR 2014.
+    point to the nearest point. Source: Seitz et al., CVPR 2006; Jensen et al., CVPR 2014.
 
     Raises:
         ValueError: an empty cloud, or a reference without extent.
@@ -238,8 +243,7 @@ def cloud_errors(
 
     if len(points) == 0 or len(reference) == 0:
         raise ValueError(f"clouds of {len(points)} and {len(reference)} points")
-    low, high = np.percentile(reference.astype(np.float64), (2, 98), axis=0)
-    extent = float(np.linalg.norm(high - low))
+    extent = extent_of(reference)
     if extent == 0:
         raise ValueError("the reference has no extent")
     accuracy, _ = cKDTree(reference).query(points)

@@ -115,7 +115,7 @@ def pretrain(out_dir: Path, config: PretrainConfig, *, track: Track = silent) ->
         UsageError: for an unknown preset, or a resume without a state.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once all is written.
         ResourceError: when `out_dir` cannot be written.
-        FloatingPointError: when the loss is no longer finite.
+        DivergedError: when gradients or weights are no longer finite.
     """
     began = time.monotonic()
     if config.preset not in PRESETS:

@@ -21,6 +21,7 @@ from recon3d.metrics import (
     cloud_errors,
     depth_errors,
     error_by_confidence,
+    extent_of,
     mean_average_accuracy,
     relative_pose_errors,
     share_within,
@@ -199,6 +200,8 @@ def _cloud_figures(
     fitted = similarity_between(points[few], true_points[few], robust_rounds=_ROBUST_ROUNDS)
     found = cloud.points_in_world[_spread(len(cloud.points_in_world), _MAX_COMPARED)]
     compared = reference[_spread(len(reference), _MAX_COMPARED)]
+    if extent_of(compared) == 0:  # as where true depth is known in one pixel alone
+        return {}
     return dict(cloud_errors(fitted.apply(found), compared)._asdict())
 
 

@@ -158,6 +158,11 @@ def probe(model: TwoViewModel, batches: list[Batch], dtype: torch.dtype) -> dict
                 (output.pointmap_j,), (target.points_j,), (target.valid_j,)
             )
             errors.append(losses.mean_where(error, target.valid_j))
+        truth = target.cam_j2cam_i[:, :3, :3].cpu().double()
+        sizes.append(rotation_angle(truth))
+        if not all(bool(points.isfinite().all()) for points in (*forward[:2], *backward[:2])):
+            angles.append(torch.full_like(sizes[-1], math.nan))
+            continue
         # View 2's pixels in camera 1 (forward) and in camera 2 (backward): one similarity.
         weight = (forward.confidence_j * backward.confidence_i).log() * target.valid_j
         _, rotation, _ = umeyama(  # on the CPU: not every device has float64
@@ -165,9 +170,7 @@ def probe(model: TwoViewModel, batches: list[Batch], dtype: torch.dtype) -> dict
             forward.pointmap_j.flatten(1, 2).cpu().double(),
             weight.flatten(1).cpu().double().clamp_min(1e-9),
         )
-        truth = target.cam_j2cam_i[:, :3, :3].cpu().double()
         angles.append(rotation_angle(rotation.mT @ truth))
-        sizes.append(rotation_angle(truth))
     true_error, wrong_error = torch.stack(true_errors).mean(), torch.stack(wrong_errors).mean()
     return {
         "probe_true": float(true_error),
@@ -235,7 +238,7 @@ def train(out_dir: Path, config: TrainConfig, *, track: Track = silent) -> None:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once all is written.
         WeightsError: for weights to start from that do not fit.
         ResourceError: when `out_dir` cannot be written.
-        FloatingPointError: when the loss is no longer finite.
+        DivergedError: when gradients or weights are no longer finite.
     """
     began = time.monotonic()
     sizes = _sizes(out_dir, config)

@@ -5,6 +5,9 @@ from enum import StrEnum
 
 from recon3d.config import Precision
 
+STATE_FILE = "state.safetensors"
+"""What `--resume` reads, in the folder of a training."""
+
 
 class Optimizer(StrEnum):
     """What training follows the gradient with."""

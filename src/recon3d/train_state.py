@@ -2,16 +2,17 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from recon3d.errors import UsageError
+from recon3d.errors import UsageError, WeightsError
 from recon3d.files import not_writable
 from recon3d.muon import Muon
-from recon3d.train_config import LoopConfig, Optimizer
+from recon3d.train_config import STATE_FILE, LoopConfig, Optimizer
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -50,7 +51,7 @@ def state_file(out_dir: Path) -> Path:
     Raises:
         UsageError: there is none.
     """
-    path = out_dir / "state.safetensors"
+    path = out_dir / STATE_FILE
     if not path.is_file():
         raise UsageError(f"{path} does not exist. Leave out --resume to start a new training.")
     return path
@@ -118,16 +119,18 @@ class State(Generic[Network]):
             "elapsed_s": self.elapsed_s,
             "seed": self.seed,
         }
-        path, partial = out_dir / "state.safetensors", out_dir / ".state.safetensors.tmp"
+        path, partial = out_dir / STATE_FILE, out_dir / f".{STATE_FILE}.tmp"
         try:
             save_file(
                 {n: t.contiguous().cpu() for n, t in tensors.items()},
                 partial,
                 metadata={"counters": json.dumps(counters)},
             )
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
             partial.replace(path)
         except (OSError, SafetensorError) as error:
-            fault = error if isinstance(error, OSError) else OSError(str(error))
+            fault = error if isinstance(error, OSError) else OSError(0, str(error))
             raise not_writable(path, fault) from error
 
     def load(self, out_dir: Path) -> None:
@@ -135,10 +138,22 @@ class State(Generic[Network]):
 
         Raises:
             UsageError: there is none, or that of another network or seed.
+            WeightsError: it is damaged.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError
 
         path = state_file(out_dir)
+        try:
+            self._load(path)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise WeightsError(
+                f"{path} is damaged ({str(error).splitlines()[0]}). Start a new training from the"
+                " weights beside it: --init model.safetensors, in another folder."
+            ) from error
+
+    def _load(self, path: Path) -> None:
+        from safetensors import safe_open
+
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             counters = json.loads(file.metadata()["counters"])

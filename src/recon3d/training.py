@@ -14,19 +14,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Generic, NamedTuple, TextIO, TypeVar
+from typing import Generic, Literal, NamedTuple, TextIO, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from recon3d.batches import Batch, Source, image_shape, shape_of_step, size_of_step
+from recon3d.errors import DivergedError
 from recon3d.files import not_writable
 from recon3d.interrupt import Interrupt
 from recon3d.model import DecoderBlock, EncoderBlock
 from recon3d.progress import Track, silent
 from recon3d.supply import supply_of, training_source
 from recon3d.throughput import TRAINING_PASSES, Peak, peak_of
-from recon3d.train_config import LoopConfig
+from recon3d.train_config import STATE_FILE, LoopConfig
 from recon3d.train_state import State, state_file
 from recon3d.workers import Workers
 
@@ -87,15 +88,16 @@ class Meter:
         self.render_s += render_s
         self.lost.append(lost)
 
-    def take(self) -> dict[str, int | float]:
+    def take(self, *, closing: bool = False) -> dict[str, int | float]:
         """Return the figures of the time since the last call, and start again.
 
         Raises:
-            FloatingPointError: when the gradient of no step was finite.
+            DivergedError: when the gradient of no step was finite, unless this is the last call,
+                after steps that may be few.
         """
         seconds, n_lost = max(self.seconds, 1e-9), int(torch.stack(self.lost).sum())
-        if n_lost == self.steps:
-            raise FloatingPointError(f"no gradient of the last {self.steps} steps was finite")
+        if n_lost == self.steps and not closing:
+            raise DivergedError(f"no gradient of the last {self.steps} steps was finite")
         figures: dict[str, int | float] = {
             "pairs_per_s": self.pairs / seconds,
             "render_share": self.render_s / seconds,
@@ -167,8 +169,9 @@ def run(
 
     Raises:
         UsageError: a resume without a state, or that of another network.
+        WeightsError: a state that is damaged.
         ResourceError: when `out_dir` cannot be written.
-        FloatingPointError: when no gradient between two records was finite.
+        DivergedError: when no gradient between two records was finite, or no weight is.
     """
     began = time.monotonic() if began is None else began
     device = workers.device
@@ -176,6 +179,8 @@ def run(
     state = State(task.model, config)
     if config.resume:
         state.load(out_dir)
+    elif workers.leads:
+        (out_dir / STATE_FILE).unlink(missing_ok=True)  # else --resume would go on with the old one
     started = began - state.elapsed_s
     source = training_source(config, device, config.seed + 1, workers.rank)
     source.served = state.step
@@ -184,14 +189,16 @@ def run(
     next_probe, next_save = state.elapsed_s + 30, state.elapsed_s + config.save_every_s
     piece_ends = math.inf if config.stop_after is None else began + 60 * config.stop_after
     with (
-        _journal(out_dir, workers) as log,
+        _journal(out_dir, workers, "a" if config.resume else "w") as log,
         Interrupt() as interrupt,
         supply_of(source, config.render_ahead) as supply,
     ):
         _log(log, _opening(state, workers, task, meter.peak))
         while True:
             state.elapsed_s = time.monotonic() - started
+            # a rendering that was begun is used up: a resumed run would light another
             ends = interrupt.asked or time.monotonic() >= piece_ends
+            ends = ends and state.step % config.uses == 0
             progress = workers.agree(math.inf if ends else state.progress(config))
             if progress >= 1:
                 break
@@ -217,14 +224,14 @@ def run(
                 next_probe = state.elapsed_s + config.probe_every_s
             if record:
                 _log(log, _counters(state) | record)
-            if state.elapsed_s >= next_save:
+            if state.elapsed_s >= next_save and state.step % config.uses == 0:
                 _save(task, state, out_dir)
                 next_save = state.elapsed_s + config.save_every_s
         if workers.leads:
             _save(task, state, out_dir)  # first of all: what follows takes time and may fail
             last: dict[str, int | float] = {}
             if meter.steps:
-                last = _values(step.parts | {"loss": step.loss}) | meter.take()
+                last = _values(step.parts | {"loss": step.loss}) | meter.take(closing=True)
             if not interrupt.asked:
                 last |= task.probe(state.averaged_model(), held_out)
             _log(log, _counters(state) | last)
@@ -299,15 +306,20 @@ def _update(
 
 
 def _save(task: Task[Network], state: State[Network], out_dir: Path) -> None:
+    """Write state and weights, but never over good ones what is no longer finite."""
+    if not all(bool(average.isfinite().all()) for average in state.average.values()):
+        raise DivergedError(f"weights are no longer finite after {state.step} steps")
     state.save(out_dir)
     task.write(state.averaged_model(), out_dir)
 
 
-def _journal(out_dir: Path, workers: Workers) -> contextlib.AbstractContextManager[TextIO | None]:
+def _journal(
+    out_dir: Path, workers: Workers, mode: Literal["a", "w"]
+) -> contextlib.AbstractContextManager[TextIO | None]:
     if not workers.leads:
         return contextlib.nullcontext()
     try:
-        return (out_dir / "log.jsonl").open("a")
+        return (out_dir / "log.jsonl").open(mode)
     except OSError as error:
         raise not_writable(out_dir, error) from error
 

@@ -123,11 +123,20 @@ def save(
     """Write `path` (.safetensors) and the config beside it; `half` stores fp16.
 
     Each file is complete or absent, never half-written.
+
+    Raises:
+        WeightsError: a value that is too large for fp16.
     """
     from safetensors.torch import save as to_bytes
 
     dtype = torch.float16 if half else torch.float32
     tensors = {n: t.detach().to("cpu", dtype).contiguous() for n, t in model.state_dict().items()}
+    lost = [name for name, t in tensors.items() if half and not bool(t.isfinite().all())]
+    if lost:
+        raise WeightsError(
+            f"{path} is not written: {lost[0]} has values beyond {torch.finfo(dtype).max:g}, the"
+            " largest in half precision. Keep full precision."
+        )
     payload = to_bytes(tensors, metadata={"format": "recon3d"} | (metadata or {}))
     text = json.dumps(config_to_dict(model.config), indent=2) + "\n"
     for file_path, content in ((path, payload), (path.with_suffix(".json"), text.encode())):

@@ -137,7 +137,9 @@ def write_folder(
     ):
         if not low <= value <= high:
             raise UsageError(f"{name} is {value}. Give a number from {low} to {high}.")
-    if (out_dir / "gt.json").exists() and not overwrite:
+    parts = [out_dir / "images", out_dir / "depth"]
+    held = [part for part in parts if part.is_dir() and any(part.iterdir())]
+    if (held or (out_dir / "gt.json").exists()) and not overwrite:
         raise UsageError(f"{out_dir} holds a scene; add --overwrite or choose another folder.")
     generator = torch.Generator().manual_seed(seed)
     atlas = make_atlas(256, generator, textures)
@@ -148,6 +150,9 @@ def write_folder(
         (out_dir / "images").mkdir(parents=True, exist_ok=True)
         if depth:
             (out_dir / "depth").mkdir(exist_ok=True)
+        for old in (file for part in held for file in part.glob("[0-9]" * 4 + ".*")):
+            old.unlink()  # else photos of two scenes would lie side by side
+        (out_dir / "gt.json").unlink(missing_ok=True)
     except OSError as error:
         raise not_writable(out_dir, error) from error
     for view in range(n_photos):

@@ -274,7 +274,8 @@ def _shares(n: int) -> dict[str, tuple[int, int]]:
 
 def photograph_files(folder: Path) -> list[Path]:
     """Return the photographs in a folder, sorted."""
-    return sorted(p for p in folder.glob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    kinds = {".jpg", ".jpeg", ".png"}
+    return sorted(p for p in folder.glob("*") if p.suffix.lower() in kinds and p.is_file())
 
 
 def photographs(folder: Path, limit: int = 1024) -> Float[Tensor, "n 3 side side"]:
@@ -283,7 +284,10 @@ def photographs(folder: Path, limit: int = 1024) -> Float[Tensor, "n 3 side side
 
     textures = []
     for file in photograph_files(folder)[:limit]:
-        image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+        try:
+            image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+        except cv2.error:  # more pixels than OpenCV takes
+            continue
         if image is None:
             continue
         side = min(image.shape[:2])
