@@ -643,7 +643,7 @@ def test_sigterm_is_one_line_and_code_143(folder: Path, module: str):
     code = (
         "import os, signal, time\n"
         "from recon3d import cli\n"
-        "from recon3d.bundle_solve import require_pycolmap\n"
+        "from recon3d.colmap_extra import require_pycolmap\n"
         "from recon3d.files import atomic_write\n"
         "from pathlib import Path\n"
         "def wait(*_, **__):\n"

@@ -3,10 +3,11 @@
 import ctypes
 import os
 import signal
+import time
 
 import pytest
 
-from recon3d.interrupt import Interrupt, sigterm_exits, sigterm_kept
+from recon3d.interrupt import Interrupt, signals_held, sigterm_exits
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -53,7 +54,34 @@ def test_what_a_library_in_c_does_to_sigterm_is_undone() -> None:
     library = ctypes.CDLL(None)
     library.signal.restype = ctypes.c_void_p
     with sigterm_exits(143):
-        with sigterm_kept():
+        with signals_held():
             library.signal(int(signal.SIGTERM), ctypes.c_void_p(1))  # SIG_IGN
         with pytest.raises(SystemExit):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+@pytest.mark.parametrize("fault", [None, ImportError])
+def test_signals_are_held_until_the_end(
+    number: signal.Signals, kind: type[BaseException], fault: type[Exception] | None
+) -> None:
+    done: list[str] = []
+
+    def held() -> None:
+        with signals_held():
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            done.append("all of the block")
+            if fault is not None:
+                raise fault
+        done.append("nothing after it")
+
+    with sigterm_exits(143):
+        before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        with pytest.raises(kind):
+            held()
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert done == ["all of the block"]

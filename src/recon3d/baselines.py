@@ -7,13 +7,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from recon3d.errors import InputError, UsageError
+from recon3d.colmap_extra import require_pycolmap
+from recon3d.errors import InputError
 from recon3d.ground_truth import TruePhoto
 
 N_FEATURES = 4096
@@ -65,18 +67,13 @@ def match(first: Features, second: Features) -> tuple[np.ndarray, np.ndarray]:
     return first.pixels[rows[:, 0]], second.pixels[rows[:, 1]]
 
 
-def require_colmap() -> None:
-    """Check that COLMAP can be run.
+def require_colmap() -> ModuleType:
+    """Return pycolmap.
 
     Raises:
-        UsageError: pycolmap is not installed; says how to install it.
+        UsageError: it is not installed; says how to install it.
     """
-    try:
-        import pycolmap  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "the baseline colmap needs pycolmap: pip install 'recon3d[colmap]', or leave it out."
-        ) from error
+    return require_pycolmap("the baseline colmap")
 
 
 def colmap_cameras(photos: Sequence[TruePhoto], *, known_intrinsics: bool = False) -> Cameras:
@@ -87,14 +84,12 @@ def colmap_cameras(photos: Sequence[TruePhoto], *, known_intrinsics: bool = Fals
     stand, and two photos alone may use points that only two photos see. World is COLMAP's.
     `failure` says in words why there are no cameras at all.
     """
-    import pycolmap
-
+    pycolmap = require_colmap()
     # COLMAP's own faults, also those of its checks, come as these
     faults = (RuntimeError, ValueError, IndexError, OSError)
     nothing = Cameras(
         cam2world=np.full((len(photos), 4, 4), np.nan), focal_px=np.full(len(photos), np.nan)
     )
-    pycolmap.logging.minloglevel = int(pycolmap.logging.Level.FATAL)
     with tempfile.TemporaryDirectory(prefix="recon3d-colmap-") as scratch:
         folder = Path(scratch)
         (folder / "images").mkdir()

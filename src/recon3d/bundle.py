@@ -34,7 +34,8 @@ from recon3d.bundle_join import join_views
 from recon3d.bundle_map import Mapped, map_cameras
 from recon3d.bundle_pair import place_pair
 from recon3d.bundle_scene import rebuilt_scene
-from recon3d.bundle_solve import Problem, Rig, adjust, fit_tracks, problem_of, require_pycolmap
+from recon3d.bundle_solve import Problem, Rig, adjust, fit_tracks, problem_of
+from recon3d.colmap_extra import require_pycolmap
 from recon3d.config import RefineConfig
 from recon3d.features import RgbOf
 from recon3d.matches import Matches

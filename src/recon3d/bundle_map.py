@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from recon3d.bundle_solve import FOCAL_RANGE, UNIT, Problem, Rig, require_pycolmap
+from recon3d.bundle_solve import FOCAL_RANGE, UNIT, Problem, Rig
+from recon3d.colmap_extra import require_pycolmap
 from recon3d.geometry import invert_rigid
 from recon3d.tracks import Tracks
 

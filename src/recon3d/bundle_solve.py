@@ -19,10 +19,9 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from recon3d.bundle_prior import LikelyLens, remind_of_focals, remind_of_lenses
+from recon3d.colmap_extra import require_pycolmap
 from recon3d.config import RefineConfig
-from recon3d.errors import UsageError
 from recon3d.geometry import invert_rigid, transform_points
-from recon3d.interrupt import sigterm_kept
 from recon3d.tracks import Tracks, ray_angle, select_observations, triangulate
 from recon3d.types import Scene
 
@@ -83,24 +82,6 @@ class Fit:
 
     points: Float64[Tensor, "track 3"]
     error: Float64[Tensor, " observation"]
-
-
-def require_pycolmap() -> ModuleType:
-    """Return pycolmap, quiet.
-
-    Raises:
-        UsageError: it is missing; says how to install it.
-    """
-    try:
-        with sigterm_kept():  # glog inside of it dumps its stack instead
-            import pycolmap
-    except ImportError as error:
-        raise UsageError(
-            "--refine needs pycolmap: pip install 'recon3d[colmap]', or leave it out."
-        ) from error
-    # its log goes to stderr, past every handler
-    pycolmap.logging.minloglevel = int(pycolmap.logging.Level.FATAL)
-    return pycolmap
 
 
 def problem_of(

@@ -8,6 +8,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HAS_MASKS = hasattr(signal, "pthread_sigmask")  # not on Windows
 
 
 @contextlib.contextmanager
@@ -32,12 +33,30 @@ def sigterm_exits(code: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sigterm_kept() -> Iterator[None]:
-    """Undo what the block does to SIGTERM behind Python's back, as a library in C may."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if _may_handle() and before is not None:
-        signal.signal(signal.SIGTERM, before)
+def signals_held() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until the block ends, and then act as ever.
+
+    A library in C that is imported within may take them for itself, or for a fault of its own.
+    Where they are not Python's to handle, and in other threads than the main one, nothing changes.
+    """
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    if not _may_handle() or None in before.values():
+        yield
+        return
+    heard: list[int] = []
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, _: heard.append(number))
+    # the kernel then keeps them, whoever handles them by now
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _HAS_MASKS else None
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if old is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        if heard:  # another thread was given it
+            signal.raise_signal(heard[0])
 
 
 def _may_handle() -> bool:
