@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from exact_scene import ExactScene, errors, exact_scene
-from recon3d.align import NOT_PLACED, align, align_groups
+from recon3d.align import BLANK, NOT_PLACED, align, align_groups
 from recon3d.align_verdicts import ELSEWHERE
 from recon3d.config import AlignConfig
 from recon3d.errors import DisconnectedError
@@ -353,6 +353,13 @@ def test_masked_pixels_do_not_matter_and_have_no_depth():
     for depth, confidence, mask in zip(scene.depth, scene.confidence, masks, strict=True):
         assert torch.equal(depth > 0, mask)
         assert torch.equal(confidence > 0, mask)
+
+
+def test_a_photo_of_which_nothing_counts_says_so():
+    truth = exact_scene(3)
+    masks = [torch.full(view.image.shape[-2:], n != 1) for n, view in enumerate(truth.views)]
+    scene = align(truth.predictions(), truth.views, CONFIG, masks=masks)
+    assert [(left.name, left.reason) for left in scene.left_out] == [("1.jpg", BLANK)]
 
 
 def test_a_principal_point_off_the_centre_is_found_on_request():

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -494,6 +495,36 @@ def test_every_group_has_outputs_of_its_own(
     fake((scene_of(), scene_of()))
     assert call("run", "photos", "-o", folder / "a.ply", "--all-components") == 2
     assert "a-2.ply exists" in capsys.readouterr().err
+
+
+def test_a_scene_without_a_point_keeps_its_cameras(
+    folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
+):
+    strict = ("--min-confidence", "50")
+    fake(scene_of())
+    assert call("run", "photos", "-o", folder / "a.npz", "-o", folder / "a.json", *strict) == 0
+    assert capsys.readouterr().err.endswith(" s\n")
+    fake(scene_of())
+    assert call("run", "photos", "-o", f"{folder}/out/", "--json", *strict) == 4
+    assert sorted(file.name for file in (folder / "out").iterdir()) == ["cameras.json", "scene.npz"]
+    spoken = capsys.readouterr()
+    assert spoken.err.splitlines()[-1].startswith("recon3d: no point is left of 1536 pixels")
+    assert json.loads(spoken.out)["points"] == 0
+    fake(scene_of())
+    assert call("run", "photos", "-o", folder / "b.ply", *strict) == 4
+    assert "wrote nothing" in capsys.readouterr().err
+    assert not (folder / "b.ply").exists()
+
+
+def test_a_group_without_a_point_leaves_the_others_theirs(
+    folder: Path, fake: Callable[..., list[RunConfig]], capsys: pytest.CaptureFixture[str]
+):
+    sure = replace(scene_of(), confidence=(torch.full((32, 48), 60.0),))
+    fake((scene_of(), sure))
+    arguments = ("-o", folder / "a.ply", "--all-components", "--min-confidence", "50")
+    assert call("run", "photos", *arguments) == 5
+    assert [file.name for file in folder.iterdir()] == ["a-2.ply"]
+    assert "recon3d: group 1: no point is left" in capsys.readouterr().err
 
 
 def test_every_file_of_matches_is_written(

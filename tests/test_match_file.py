@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from exact_scene import blank_view
-from recon3d.errors import UsageError
+from recon3d.errors import ReconError, UsageError
 from recon3d.match_file import check_match_output, write_matches
 from recon3d.matches import Matches
 
@@ -187,3 +187,9 @@ def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="ending"):
         write_matches(tmp_path / "m.txt", MATCHES, VIEWS)
     assert there.read_bytes() == b"old"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no file")
+def test_a_folder_that_takes_no_file_is_refused_before_any_work() -> None:
+    with pytest.raises(ReconError, match=r"/proc/m\.db cannot be written"):
+        check_match_output("/proc/m.db", overwrite=False)

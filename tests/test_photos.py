@@ -185,6 +185,8 @@ def test_colour_grey_16_bit_alpha_and_hash(tmp_path):
         np.testing.assert_array_equal(read(tmp_path, encode(extension, deep)).rgb, rgb)
         grey = read(tmp_path, encode(extension, deep[..., 0])).rgb
         np.testing.assert_array_equal(grey, np.repeat(rgb[..., :1], 3, axis=-1))
+    with pytest.raises(InputError, match="TIFF data; of 32 bits or more it cannot be read"):
+        read(tmp_path, encode(".tif", rgb.astype(np.float32)))
     with_alpha = np.dstack((rgb[..., ::-1], np.full((40, 60), 7, np.uint8)))
     np.testing.assert_array_equal(read(tmp_path, encode(".png", with_alpha)).rgb, rgb)
 

@@ -251,6 +251,11 @@ def test_given_cameras_are_not_refined(
     both = replace(wanted, align=AlignConfig(focal_px=60.0))
     with pytest.raises(UsageError, match="--focal 60 contradicts --cameras"):
         reconstruct([str(photos)], both)
+    # one of which the pose is not known is of no matter where it is not placed
+    given.write_text(json.dumps({"fl_x": 70.0, "w": 80, "h": 60, "frames": frames[:2]}))
+    assert reconstruct_groups([str(photos)], wanted).cameras_given
+    given.write_text(json.dumps({"fl_x": 70.0, "w": 80, "h": 60, "frames": frames[1:]}))
+    assert not reconstruct_groups([str(photos)], wanted).cameras_given
 
 
 def test_depth_from_photos_that_was_asked_for_is_missed(
@@ -367,8 +372,11 @@ def test_a_known_distance_gives_metres(
     scene = reconstruct([str(photos)], config(small, scale_from="0,1.png,10"))
     assert scene.metric
     assert scene.cam2world[1, :3, 3].tolist() == [0, 6, 8]
-    with pytest.raises(UsageError, match="could not be placed"):
-        reconstruct([str(photos)], config(small, scale_from="0,2,10"))
+    with caplog.at_level("WARNING"):
+        scene = reconstruct([str(photos)], config(small, scale_from="0,2,10"))
+    assert "'2.png' could not be placed" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith("No scene is in metres.")
+    assert not scene.metric
     (photos / "0-broken.png").write_text("no photo")
     with caplog.at_level("INFO"):
         scene = reconstruct([str(photos)], config(small, scale_from="1,2,10"))

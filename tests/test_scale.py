@@ -189,7 +189,7 @@ def test_parsing(text, expected):
 @pytest.mark.parametrize(
     "text",
     ["", "1", "1,2", "1,2,", "1,2,0", "1,2,-3", "1,2,nan", "1,2,inf", "1,2,1e999", "1,2,1.2.3",
-     "1,2,3,4", ",2,3", "1,2,3m", "1,2,1_0", "1,2,."],
+     "1,2,3,4", ",2,3", "1,2,3m", "1,2,1_0", "1,2,.", "1,2,1e-300", "1,2,1e9"],
 )  # fmt: skip
 def test_text_that_is_none(text):
     with pytest.raises(UsageError, match=r"is not I,J,METRES\. Give two photos"):

@@ -40,12 +40,14 @@ from recon3d.align_verdicts import edge_verdicts, verdicts_elsewhere, view_verdi
 from recon3d.config import AlignConfig
 from recon3d.errors import DisconnectedError
 from recon3d.geometry import compose, invert_rigid
+from recon3d.masks import is_blank
 from recon3d.progress import Track, silent
 from recon3d.types import LeftOut, PairPrediction, Scene, View
 
 logger = logging.getLogger(__name__)
 
 NOT_PLACED = "no confident overlap with any placed photo"
+BLANK = "masked or transparent everywhere"
 
 
 def align(
@@ -191,7 +193,10 @@ def _scene(
         confidence=tuple(c for _, c in fused),
         verdicts=view_verdicts(placed, unit),
         left_out=tuple(
-            LeftOut(name=view.name, reason=NOT_PLACED)
+            LeftOut(
+                name=view.name,
+                reason=BLANK if evidence.masks and is_blank(evidence.masks[n]) else NOT_PLACED,
+            )
             for n, view in enumerate(views)
             if n not in members
         ),

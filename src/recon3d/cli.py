@@ -139,8 +139,8 @@ def run(
     config = run_config(config_file, options)
     with Console(quiet=quiet, verbose=verbose) as console:
         from recon3d import summary
-        from recon3d.export import check_groups, check_outputs, export, numbered
-        from recon3d.fuse import fuse
+        from recon3d.export import check_groups, check_outputs, export, numbered, wants_clouds
+        from recon3d.fuse import fuse_each
         from recon3d.match_file import check_match_output, write_match_files
         from recon3d.pipeline import reconstruct_groups
 
@@ -154,23 +154,29 @@ def run(
         keep = partial(write_match_files, match_files) if match_files else None
         found = reconstruct_groups(photos, config, on_matches=keep, track=console)
         with console.stage("fuse"):
-            clouds = [fuse(scene, config.fuse) for scene in found.scenes]
-        written = [[numbered(target, n) for target in output] for n in range(1, len(clouds) + 1)]
+            clouds, pointless = fuse_each(found.scenes, config.fuse)
+        lacking = pointless if wants_clouds(output) else {}
+        written: list[list[str]] = []
         with console.stage("export"):
-            for scene, cloud, targets in zip(found.scenes, clouds, written, strict=True):
-                for target in targets:
-                    export(scene, cloud, target, overwrite=overwrite)
+            for n, (scene, cloud) in enumerate(zip(found.scenes, clouds, strict=True), start=1):
+                targets = [numbered(target, n) for target in output]
+                written.append([t for t in targets if export(scene, cloud, t, overwrite=overwrite)])
     left_out = found.scenes[0].left_out
     names = [target for targets in written for target in targets]
     names += match_files
     done = summary.sentence(
         found.scenes, found.refinements, found.dense, cameras_given=found.cameras_given
     )
-    say(f"{done}; wrote {', '.join(names)} in {console.total_s:.1f} s", quiet and not left_out)
+    wrote = ", ".join(names) or "nothing"
+    say(f"{done}; wrote {wrote} in {console.total_s:.1f} s", quiet and not left_out)
     if json_output:
         document = summary.document(found, clouds, written, config.predict, console)
         emit(json.dumps(document | {"matches": match_files or None}))
-    if left_out:
+    if len(lacking) == len(clouds):
+        raise lacking[0]
+    for n, error in lacking.items():
+        tell(f"recon3d: group {n + 1}: {error}")
+    if left_out or lacking:
         raise typer.Exit(EXIT_PARTIAL)
 
 

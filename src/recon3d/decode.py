@@ -106,7 +106,8 @@ def _decode(data: bytes, config: PhotoConfig, *, reduce: bool) -> Decoded:
     else:
         rgb = cv2.imdecode(buffer, flags)
     if rgb is None or rgb.shape != (header.height // factor, header.width // factor, 3):
-        raise InputError(f"damaged or cut short ({header.format.upper()} data)")
+        kinds = "; of 32 bits or more it cannot be read" if header.format == "tiff" else ""
+        raise InputError(f"damaged or cut short ({header.format.upper()} data{kinds})")
     opaque = None if levels is None else _opaque(levels)
     return Decoded(header=header, rgb=np.asarray(rgb, np.uint8), opaque=opaque)
 

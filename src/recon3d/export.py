@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
 
 from recon3d.cameras import write_cameras
 from recon3d.errors import UsageError
@@ -22,7 +23,8 @@ FOLDER_FILES = ("scene.ply", "scene.glb", "scene.npz", "cameras.json")
 """What an output that is a folder (`out/`) receives."""
 
 
-WRITERS: dict[str, Callable[[Scene, PointCloud, BufferedIOBase], object]] = {
+_OF_CLOUDS = (".ply", ".glb")
+WRITERS: dict[str, Callable[[Scene, Any, BufferedIOBase], object]] = {
     ".ply": lambda scene, cloud, file: write_ply(
         cloud, file, in_first_camera=scene.in_first_camera, units=scene.units
     ),
@@ -34,17 +36,27 @@ WRITERS: dict[str, Callable[[Scene, PointCloud, BufferedIOBase], object]] = {
 }
 
 
-def export(scene: Scene, cloud: PointCloud, output: str, *, overwrite: bool = False) -> None:
+def export(
+    scene: Scene, cloud: PointCloud | None, output: str, *, overwrite: bool = False
+) -> tuple[Path, ...]:
     """Write `output`: a .ply, .glb, .npz or .json (cameras) file, or a folder with all of them.
 
-    Nothing appears, and nothing old is touched, unless every file could be written whole.
+    Nothing appears, and nothing old is touched, unless every file could be written whole. Without a
+    cloud there is no .ply and no .glb.
+
+    Returns:
+        The files that were written.
 
     Raises:
         UsageError: as `check_outputs`.
         ResourceError: no space or no permission; names the path.
     """
     check_outputs([output], overwrite=overwrite)
-    targets = _targets(output)
+    targets = [
+        target
+        for target in _targets(output)
+        if cloud is not None or target.suffix.lower() not in _OF_CLOUDS
+    ]
     try:
         if _is_folder(output):
             Path(output).mkdir(exist_ok=True)
@@ -54,6 +66,12 @@ def export(scene: Scene, cloud: PointCloud, output: str, *, overwrite: bool = Fa
         for target in targets:
             file = stack.enter_context(atomic_write(target))
             WRITERS[target.suffix.lower()](scene, cloud, file)
+    return tuple(targets)
+
+
+def wants_clouds(outputs: Sequence[str]) -> bool:
+    """Say whether any of the outputs holds a point cloud."""
+    return any(file.suffix.lower() in _OF_CLOUDS for one in outputs for file in _targets(one))
 
 
 def numbered(output: str, number: int) -> str:

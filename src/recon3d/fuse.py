@@ -1,6 +1,7 @@
 """Scene -> PointCloud: unproject every view, keep what can be trusted, thin out."""
 
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,6 +77,25 @@ def fuse(scene: Scene, config: FuseConfig) -> PointCloud:
         rgb=rgb[keep],
         confidence=confidence[keep],
     )
+
+
+def fuse_each(
+    scenes: Sequence[Scene], config: FuseConfig
+) -> tuple[list[PointCloud | None], dict[int, ReconstructionError]]:
+    """Return the cloud of each scene, None where no point is left, and there the reason.
+
+    Raises:
+        UsageError: a setting out of its range.
+    """
+    clouds: list[PointCloud | None] = []
+    faults: dict[int, ReconstructionError] = {}
+    for n, scene in enumerate(scenes):
+        try:
+            clouds.append(fuse(scene, config))
+        except ReconstructionError as error:
+            clouds.append(None)
+            faults[n] = error
+    return clouds, faults
 
 
 def depth_edges(

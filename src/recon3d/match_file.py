@@ -18,6 +18,7 @@ Source: COLMAP documentation, "Database Format".
 import logging
 import math
 import sqlite3
+import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from io import BufferedIOBase
@@ -28,7 +29,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from recon3d.errors import UsageError
-from recon3d.files import atomic_write
+from recon3d.files import atomic_write, not_writable
 from recon3d.matches import Matches
 from recon3d.types import View
 
@@ -59,6 +60,7 @@ def check_match_output(output: str, *, overwrite: bool) -> None:
     Raises:
         UsageError: an unknown ending, a folder, an existing file without `overwrite`, or a
             missing folder.
+        ResourceError: the folder is not writable.
     """
     path = Path(output)
     if path.suffix.lower() not in (".npz", ".db"):
@@ -73,6 +75,11 @@ def check_match_output(output: str, *, overwrite: bool) -> None:
         raise UsageError(
             f"{output} cannot be written: there is no folder {path.parent}. Create it first."
         )
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):  # as permission bits do not show everything
+            pass
+    except OSError as error:
+        raise not_writable(path, error) from error
 
 
 def write_matches(

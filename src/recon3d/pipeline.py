@@ -64,7 +64,7 @@ class Reconstruction:
 
     `refinements` says what became of the bundle adjustment of each scene; empty without one.
     `dense` says how much of the depth of each scene its photos confirm; None without exact cameras.
-    `cameras_given` says that all cameras were given and fixed, so that none was to be refined.
+    `cameras_given` says that all cameras of the scenes were given and fixed.
     """
 
     scenes: tuple[Scene, ...]
@@ -177,12 +177,16 @@ def reconstruct_groups(
         )
     if known_size is not None:
         scenes = scale_scenes(scenes, known_size)
+    placed = {view.name for scene in scenes for view in scene.views}
+    of_placed = [
+        camera for view, camera in zip(views, aligned.cameras, strict=False) if view.name in placed
+    ]
     return Reconstruction(
         scenes=_with_left_out(scenes, fit.unusable),
         refinements=refinements,
         dense=dense,
         views=views,
-        cameras_given=all_given(aligned.cameras, config.align),
+        cameras_given=all_given(of_placed, config.align),
     )
 
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 MIN_DISTANCE = 1e-4
 """Least distance of the two cameras, relative to the depths they see: below, it is all error."""
 
-_MAX_METRES = 1e9
+_MIN_METRES, _MAX_METRES = 1e-9, 1e9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ def parse_scale_from(text: str) -> ScaleFrom:
         metres = float(match[3]) if match is not None else 0.0
     except ValueError:  # 1.2.3
         metres = 0.0
-    if match is None or not 0 < metres < _MAX_METRES:
+    if match is None or not _MIN_METRES < metres < _MAX_METRES:
         raise UsageError(
             f"--scale-from {text!r} is not I,J,METRES. Give two photos by name or index (from 0)"
             " and the distance between their cameras, such as 0,5,2.75."
@@ -140,10 +140,8 @@ def shifted(scene: Scene, by: Float64[Tensor, "3"]) -> Scene:
 def scale_scenes(scenes: tuple[Scene, ...], known: ScaleFrom) -> tuple[Scene, ...]:
     """Return the scenes, that with both photos of the known distance in metres, and say so.
 
-    Several scenes, none of which has both, stay as they are, with a warning.
-
-    Raises:
-        UsageError: as for `scale_scene`.
+    Where no scene has both, or where their distance tells nothing, scenes stay as they are, with a
+    warning: they have taken too much time to be lost.
     """
     ends = {known.first, known.second}
     held = [ends <= {view.name for view in scene.views} for scene in scenes]
@@ -155,12 +153,16 @@ def scale_scenes(scenes: tuple[Scene, ...], known: ScaleFrom) -> tuple[Scene, ..
             known.second,
         )
         return scenes
-    scaled = tuple(
-        scale_scene(scene, known.first, known.second, known.metres)
-        if here or len(scenes) == 1
-        else scene
-        for scene, here in zip(scenes, held, strict=True)
-    )
+    try:
+        scaled = tuple(
+            scale_scene(scene, known.first, known.second, known.metres)
+            if here or len(scenes) == 1
+            else scene
+            for scene, here in zip(scenes, held, strict=True)
+        )
+    except UsageError as error:
+        logger.warning("%s No scene is in metres.", error)
+        return scenes
     logger.info(
         "in metres: %g m between the cameras of %s and %s",
         known.metres,

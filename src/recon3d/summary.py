@@ -35,10 +35,10 @@ def sentence(
     if len(scenes) > 1:
         sizes = " + ".join(str(len(scene.views)) for scene in scenes)
         text += f" in {len(scenes)} groups ({sizes})"
+    n_refined = sum(report.improved for report in refinements)
     if cameras_given:
         text += "; cameras as given"
-    n_refined = sum(report.improved for report in refinements)
-    if refinements:
+    elif refinements:
         what = "cameras" if n_refined == len(scenes) else f"cameras of {n_refined} groups"
         text += f"; {what} refined" if n_refined else "; cameras as estimated, not refined"
     if any(report.parallax is False for report in refinements):
@@ -67,7 +67,7 @@ def sentence(
 
 def document(
     found: Reconstruction,
-    clouds: Sequence[PointCloud],
+    clouds: Sequence[PointCloud | None],
     outputs: Sequence[Sequence[str]],
     config: PredictConfig,
     stages: Console,
@@ -108,7 +108,9 @@ def document(
     }
 
 
-def _scene_document(scene: Scene, cloud: PointCloud, outputs: Sequence[str]) -> dict[str, Any]:
+def _scene_document(
+    scene: Scene, cloud: PointCloud | None, outputs: Sequence[str]
+) -> dict[str, Any]:
     return {
         "placed": [
             {
@@ -126,7 +128,7 @@ def _scene_document(scene: Scene, cloud: PointCloud, outputs: Sequence[str]) -> 
             for edge in scene.edges
             if not edge.used
         ],
-        "points": len(cloud.points_in_world),
+        "points": 0 if cloud is None else len(cloud.points_in_world),
         "units": scene.units,
         "outputs": list(outputs),
     }
