@@ -355,6 +355,20 @@ def test_masked_pixels_do_not_matter_and_have_no_depth():
         assert torch.equal(confidence > 0, mask)
 
 
+def test_a_view_of_which_only_refused_pairs_could_be_kept_has_no_depth():
+    truth = exact_scene(7)
+    fine = [p for p in truth.predictions() if max(p.i, p.j) < 4]
+    nonsense = [
+        random_pair(i, j, truth, 99.0, seed=7 * i + j)
+        for k in (4, 5, 6)
+        for i, j in ((0, k), (k, 0))
+    ]
+    scene = align(fine + nonsense, truth.views, dataclasses.replace(CONFIG, max_map_bytes=0))
+    assert [view.name for view in scene.views] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert [bool((depth > 0).any()) for depth in scene.depth] == [False, True, True, True]
+    assert not scene.confidence[0].any()
+
+
 def test_a_photo_of_which_nothing_counts_says_so():
     truth = exact_scene(3)
     masks = [torch.full(view.image.shape[-2:], n != 1) for n, view in enumerate(truth.views)]

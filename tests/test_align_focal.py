@@ -91,6 +91,26 @@ def test_a_shared_lens_is_that_of_the_photo_that_knows_it(
     assert found.source == (source,) * 3
 
 
+@pytest.mark.parametrize(
+    ("are", "given"),
+    [(CamerasAre.FIXED, 190.0), (CamerasAre.FIXED, 57.0), (CamerasAre.PRIOR, 60.0)],
+)
+def test_a_shared_lens_is_the_given_one(are: CamerasAre, given: float):
+    points, pixel = rays(57.0)
+    views = [blank_view("a", (48, 64), focal_px=focal) for focal in (None, 120.0, None)]
+    config = AlignConfig(shared_focal=True, cameras_are=are)
+    cameras = [None, None, known(given)] if are is CamerasAre.FIXED else [None, known(given), None]
+    found = choose_focals(
+        points.expand(3, -1, -1),
+        torch.ones(3, len(pixel)).double(),
+        pixel.expand(3, -1, -1),
+        lenses(views, config, cameras),
+        config,
+    )
+    assert found.focal.flatten().tolist() == pytest.approx([given] * 6, rel=1e-3)
+    assert found.source == ("given",) * 3
+
+
 def test_a_principal_point_off_the_centre_is_found():
     points, pixel = rays(57.0)
     points[::10, :2] *= 2

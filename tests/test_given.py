@@ -149,6 +149,22 @@ def test_a_colmap_model(tmp_path, caplog):
     assert "lens distortion of 1 cameras is not applied" in record.getMessage()
 
 
+def test_a_camera_that_no_photo_has_is_of_no_matter(tmp_path):
+    (tmp_path / "cameras.txt").write_text(
+        "1 PINHOLE 128 96 100 100 60 50\n2 OPENCV_FISHEYE 9 9 1 1 1 1 0 0 0 0\n"
+    )
+    (tmp_path / "images.txt").write_text("1 0 1 0 0 1 2 3 1 images/a.jpg\n\n")
+    (camera,) = read_cameras(tmp_path, [view()])
+    np.testing.assert_allclose(camera.intrinsics, [[50, 0, 30], [0, 50, 25], [0, 0, 1]])
+
+
+def test_a_fisheye_is_no_pinhole(tmp_path):
+    frames = [{"file_path": "a.jpg", "transform_matrix": EYE}]
+    path = write(tmp_path / "t.json", frames=frames, fl_x=50, is_fisheye=True)
+    with pytest.raises(UsageError, match=r"the camera model OPENCV_FISHEYE of 'a\.jpg'"):
+        read_cameras(path, [view()])
+
+
 def test_relative_names_come_before_file_names(tmp_path):
     path = write(
         tmp_path / "cameras.json",

@@ -146,6 +146,18 @@ def test_focal_from_sensor_pitch():
     assert focal_px(exif, 2000, 1500) == pytest.approx(50 * 40000 / 36 / 2)
 
 
+@pytest.mark.parametrize(
+    "sides", [{PIXEL_WIDTH: (4, 4000)}, {PIXEL_WIDTH: (4, 4000), 0xA003: (4, 3000)}]
+)
+def test_a_picture_turned_since_has_the_focal_length_that_it_had(sides):
+    pitch = {FOCAL_MM: (5, 50, 1), PLANE_X: (5, 40000, 36), PLANE_UNIT: (3, 4)}
+    exif = read_exif(exif_block(camera=pitch | sides))
+    assert focal_px(exif, 3000, 4000) == pytest.approx(50 * 40000 / 36)
+    assert focal_px(exif, 4000, 3000) == pytest.approx(50 * 40000 / 36)
+    if len(sides) == 2:
+        assert focal_px(exif, 1500, 2000) == pytest.approx(50 * 40000 / 36 / 2)
+
+
 @pytest.mark.parametrize(("unit", "mm"), [(2, 25.4), (3, 10.0)])
 def test_sensor_pitch_in_inches_and_centimetres(unit, mm):
     camera = {FOCAL_MM: (5, 35, 10), PLANE_X: (5, 9000, 1), PLANE_UNIT: (3, unit)}

@@ -54,6 +54,10 @@ def fuse_views(
     row_of = {number: row for row, number in enumerate(samples.prediction.tolist())}
     for n, camera in zip(members, intrinsics, strict=True):
         kept = [_on(device, one) for one in maps.of(n) if one.prediction in row_of]
+        if not kept:  # all that could be kept are of pairs that were refused since
+            nothing = torch.zeros_like(maps.of(n)[0].confidence, dtype=torch.float32)
+            yield nothing, nothing.clone()
+            continue
         rows = [row_of[one.prediction] for one in kept]
         sides = [0 if one.is_own else 1 for one in kept]
         ray = _rays(kept[0].confidence, camera)

@@ -90,9 +90,10 @@ def choose_focals(
     """Return the focal lengths in pixels of each view, and where each comes from.
 
     A given focal length wins; then a prior, unless it contradicts the estimate by a factor of more
-    than 1.35; then the estimate. With `shared_focal` the estimate is the weighted median of those
-    priors, and where there are none that of all estimates, relative to the long edges of the
-    photos, so that photos of several sizes may share a lens.
+    than 1.35; then the estimate. With `shared_focal` the weighted median of those that are given is
+    that of all others, else the median of the priors that of all without, else the median of all
+    estimates; relative to the long edges of the photos, so that photos of several sizes may share a
+    lens.
     """
     device = pixel.device
     to_view, long_edge = known.to_view.to(device), known.long_edge.to(device)
@@ -111,10 +112,12 @@ def choose_focals(
     from_prior = ratio < float(np.log(_PRIOR_RATIO))  # nan is False
     is_given = given.isfinite().all(-1)
     otherwise = "estimated"
-    if config.shared_focal and bool(from_prior.any()):
-        relative = (prior / to_view).mean(-1)[from_prior] / photo_edge[from_prior]
-        lens = weighted_median(relative, total[from_prior]) * photo_edge
-        focal, otherwise = lens[:, None] * to_view, "exif"
+    if config.shared_focal and bool((is_given | from_prior).any()):
+        told, sure = (given, is_given) if bool(is_given.any()) else (prior, from_prior)
+        relative = (told / to_view).mean(-1)[sure] / photo_edge[sure]
+        lens = weighted_median(relative, total[sure]) * photo_edge
+        focal, from_prior = lens[:, None] * to_view, from_prior & ~is_given.any()
+        otherwise = "given" if told is given else known.source[int(sure.nonzero()[0])]
     focal = torch.where(from_prior[:, None], prior, focal)
     focal = torch.where(is_given[:, None], given, focal)
     source = [

@@ -16,7 +16,7 @@ ORIENTATION = 0x0112
 _EXIF_DIRECTORY = 0x8769
 _FOCAL_MM = 0x920A
 _FOCAL_35MM = 0xA405
-_PIXEL_WIDTH = 0xA002
+_PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
 _PLANE_X_RESOLUTION = 0xA20E
 _PLANE_UNIT = 0xA210
 
@@ -46,6 +46,7 @@ class Exif:
     focal_mm: float | None = None
     focal_35mm: float | None = None
     pixel_width: float | None = None
+    pixel_height: float | None = None
     plane_pixels_per_mm: float | None = None
 
 
@@ -143,6 +144,7 @@ def read_exif(block: bytes) -> Exif:
         focal_mm=positive(_FOCAL_MM),
         focal_35mm=positive(_FOCAL_35MM),
         pixel_width=positive(_PIXEL_WIDTH),
+        pixel_height=positive(_PIXEL_HEIGHT),
         plane_pixels_per_mm=resolution / unit_mm if resolution and unit_mm else None,
     )
 
@@ -163,9 +165,22 @@ def focal_px(exif: Exif, width: int, height: int) -> float | None:
     if exif.focal_35mm is not None:
         focal = exif.focal_35mm * math.hypot(width, height) / _FILM_DIAGONAL_MM
     elif exif.focal_mm is not None and exif.plane_pixels_per_mm is not None:
-        focal = exif.focal_mm * exif.plane_pixels_per_mm * width / (exif.pixel_width or width)
+        focal = exif.focal_mm * exif.plane_pixels_per_mm * _shrinkage(exif, width, height)
     else:
         return None
     low, high = _FOCAL_RANGE
     long_edge = max(width, height)
     return focal if low * long_edge <= focal <= high * long_edge else None
+
+
+def _shrinkage(exif: Exif, width: int, height: int) -> float:
+    """Return by how much a picture became smaller since its EXIF data were written.
+
+    It may have been turned upright since, and its sides with it.
+    """
+    if exif.pixel_width is None:
+        return 1.0
+    if exif.pixel_height is None:
+        turned = width < height == exif.pixel_width
+        return (height if turned else width) / exif.pixel_width
+    return max(width, height) / max(exif.pixel_width, exif.pixel_height)

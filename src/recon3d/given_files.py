@@ -24,7 +24,10 @@ _MAX_VALUE = 1e12
 _WANTED = "Give cameras.json, transforms.json or the folder of a COLMAP model."
 _PINHOLES = ("", "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
-_SHARED = ("camera_model", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "w", "h", *_DISTORTION)
+_SHARED = (
+    *("camera_model", "is_fisheye", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "w", "h"),
+    *_DISTORTION,
+)
 # An OpenGL camera looks along -z with +y up; the world stays.
 _OPENCV2OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 
@@ -68,7 +71,8 @@ def _read_model(folder: Path) -> list[Given]:
             f"{folder} holds no COLMAP model (cameras and images, .bin or .txt). {_WANTED}"
         )
     model = read_model(place)
-    lenses = {number: pinhole(camera) for number, camera in model.cameras.items()}
+    used = {image.camera_id for image in model.images}
+    lenses = {number: pinhole(camera) for number, camera in model.cameras.items() if number in used}
     return [
         Given(
             name=image.name,
@@ -136,6 +140,8 @@ def _from_transforms(document: dict[str, Any]) -> Iterator[Given]:
         name = _name(frame, "file_path", n)
         both = shared | frame  # what a frame says comes first
         model = str(both.get("camera_model") or "").upper()
+        if both.get("is_fisheye") is True:  # instant-ngp's word for it
+            model = "OPENCV_FISHEYE"
         if model not in _PINHOLES:
             raise ValueError(
                 f"the camera model {model[:40]} of {name[:80]!r} is not supported (undistort first)"

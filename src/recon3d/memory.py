@@ -21,6 +21,9 @@ from recon3d.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
+_CONTAINER = Path("/sys/fs/cgroup")
+"""Where Linux says what a container may take (cgroup v2)."""
+
 Pair = tuple[int, int]
 Shape = tuple[int, int]
 
@@ -287,11 +290,16 @@ def free_host_bytes() -> int | None:
             logger.debug("the system does not say how much memory is free: nothing bounds the run")
             return None
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-    except OSError:
+        limit, used, stat = (
+            (_CONTAINER / name).read_text()
+            for name in ("memory.max", "memory.current", "memory.stat")
+        )
+        parts = dict(line.split() for line in stat.splitlines())
+        # files that were read count as used, but give way to programs
+        cached = sum(int(parts.get(name, 0)) for name in ("active_file", "inactive_file"))
+        return min(free, max(0, int(limit) - int(used) + cached))
+    except (OSError, ValueError):  # no container, or "max": no limit
         return free
-    return min(free, max(0, int(limit) - int(used))) if limit.isdecimal() else free
 
 
 def free_device_bytes(device: torch.device) -> int | None:
