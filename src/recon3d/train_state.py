@@ -145,10 +145,10 @@ class State(Generic[Network]):
         path = state_file(out_dir)
         try:
             self._load(path)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise WeightsError(
-                f"{path} is damaged ({str(error).splitlines()[0]}). Start a new training from the"
-                " weights beside it: --init model.safetensors, in another folder."
+                f"{path} is damaged ({type(error).__name__}: {error}). Start a new training from"
+                " the weights beside it: --init model.safetensors, in another folder."
             ) from error
 
     def _load(self, path: Path) -> None:
