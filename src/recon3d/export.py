@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from io import BufferedIOBase
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from recon3d.cameras import write_cameras
 from recon3d.errors import UsageError
-from recon3d.files import atomic_write, not_writable
+from recon3d.files import atomic_write, not_writable, try_folder
 from recon3d.glb import write_glb
 from recon3d.ply import write_ply
 from recon3d.scene_file import load_scene, save_scene, write_scene
@@ -185,6 +184,4 @@ def _check_folder(folder: Path, output: str) -> None:
         )
     if not folder.is_dir():
         raise UsageError(f"{output} cannot be written: {folder} is a file, not a folder.")
-    # an attempt also sees read-only disks and quotas, which permission bits do not show
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try_folder(folder)

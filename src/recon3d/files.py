@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
@@ -39,6 +40,15 @@ def atomic_write(path: Path) -> Iterator[BufferedIOBase]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def try_folder(folder: Path) -> None:
+    """Raise OSError where no file can be made in a folder that is there.
+
+    An attempt also sees read-only disks and quotas, which permission bits do not show.
+    """
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def not_writable(path: Path, error: OSError) -> ReconError:

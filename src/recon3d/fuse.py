@@ -158,6 +158,8 @@ class _Part(NamedTuple):
 
 def _type_of_points(scene: Scene, known: list[Bool[Tensor, "_ _"]]) -> torch.dtype:
     """Return float32, or float64 where the cameras are so far from the origin that it is coarse."""
+    if scene.cam2world.dtype != torch.float64:  # as coarse as points are, and mostly near
+        return torch.float32
     depth = torch.cat([depth[mask] for depth, mask in zip(scene.depth, known, strict=True)])
     if not len(depth):
         return torch.float32

@@ -18,7 +18,6 @@ Source: COLMAP documentation, "Database Format".
 import logging
 import math
 import sqlite3
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from io import BufferedIOBase
@@ -29,7 +28,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from recon3d.errors import UsageError
-from recon3d.files import atomic_write, not_writable
+from recon3d.files import atomic_write, not_writable, try_folder
 from recon3d.matches import Matches
 from recon3d.types import View
 
@@ -76,8 +75,7 @@ def check_match_output(output: str, *, overwrite: bool) -> None:
             f"{output} cannot be written: there is no folder {path.parent}. Create it first."
         )
     try:
-        with tempfile.TemporaryFile(dir=path.parent):  # as permission bits do not show everything
-            pass
+        try_folder(path.parent)
     except OSError as error:
         raise not_writable(path, error) from error
 

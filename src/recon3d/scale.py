@@ -134,7 +134,9 @@ def whole_middle(scene: Scene) -> Float64[Tensor, "3"]:
 
 def shifted(scene: Scene, by: Float64[Tensor, "3"]) -> Scene:
     """Return the scene after its world went through x -> x + by."""
-    return moved_scene(scene, 1.0, torch.eye(3, dtype=torch.float64), by)
+    cam2world = scene.cam2world.clone()
+    cam2world[:, :3, 3] += by.to(cam2world)
+    return replace(scene, cam2world=cam2world)
 
 
 def scale_scenes(scenes: tuple[Scene, ...], known: ScaleFrom) -> tuple[Scene, ...]:
