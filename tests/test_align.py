@@ -213,6 +213,20 @@ def test_no_finite_pair_at_all(predictions: int, caplog: pytest.LogCaptureFixtur
         align(dead, truth.views, CONFIG)
 
 
+def test_maps_of_one_point_say_nothing(caplog: pytest.LogCaptureFixture):
+    truth = exact_scene(3)
+    flat = [
+        dataclasses.replace(p, pointmap_j_in_i=torch.ones_like(p.pointmap_j_in_i))
+        for p in truth.predictions()
+    ]
+    with pytest.raises(DisconnectedError, match="no pair of the 3 photos has a finite pointmap"):
+        align(flat, truth.views, CONFIG)
+    caplog.clear()
+    scene = align([flat[0], *truth.predictions()[1:]], truth.views, CONFIG)
+    assert "too few different points, dropped" in caplog.text
+    assert_exact(scene, truth)
+
+
 def test_pixels_and_pairs_that_are_not_finite_are_ignored(caplog: pytest.LogCaptureFixture):
     truth = exact_scene(3)
     predictions = truth.predictions()

@@ -146,16 +146,24 @@ def test_pinhole_part(model, parameters, diagonal, distorted):
     camera = ColmapCamera(
         model=model, width=10, height=10, parameters=tuple(float(value) for value in parameters)
     )
-    intrinsics, distorts = pinhole(camera)
+    found = pinhole(camera)
+    assert found is not None
+    intrinsics, distorts = found
     expected = [[diagonal[0], 0, 3], [0, diagonal[1], 4], [0, 0, 1]]
     np.testing.assert_array_equal(intrinsics, expected)
     assert distorts is distorted
 
 
-def test_fisheye_cameras_have_no_pinhole_part():
-    camera = ColmapCamera(model="FOV", width=9, height=9, parameters=(1.0, 1.0, 1.0, 1.0, 1.0))
-    with pytest.raises(UsageError, match="camera model FOV is not supported"):
-        pinhole(camera)
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [("FOV", (1.0,) * 5), ("SIMPLE_DIVISION", (1.0,) * 4), ("EQUIRECTANGULAR", (9.0, 9.0))],
+)
+def test_cameras_without_a_pinhole_part(tmp_path, model, parameters):
+    written = " ".join(str(value) for value in parameters)
+    write_text(tmp_path, cameras=f"1 {model} 9 9 {written}\n", images="1 1 0 0 0 0 0 0 1 a.jpg\n\n")
+    camera = read_model(tmp_path).cameras[1]
+    assert (camera.model, camera.parameters) == (model, parameters)
+    assert pinhole(camera) is None
 
 
 @pytest.mark.parametrize("place", ["", "sparse", "sparse/0"])

@@ -161,8 +161,24 @@ def test_a_camera_that_no_photo_has_is_of_no_matter(tmp_path):
 def test_a_fisheye_is_no_pinhole(tmp_path):
     frames = [{"file_path": "a.jpg", "transform_matrix": EYE}]
     path = write(tmp_path / "t.json", frames=frames, fl_x=50, is_fisheye=True)
-    with pytest.raises(UsageError, match=r"the camera model OPENCV_FISHEYE of 'a\.jpg'"):
+    with pytest.raises(UsageError, match=r"t\.json: the camera model OPENCV_FISHEYE of 'a\.jpg'"):
         read_cameras(path, [view()])
+
+
+def test_the_fisheye_of_a_photo_that_is_not_there_is_of_no_matter(tmp_path):
+    frames = [{"file_path": name, "transform_matrix": EYE, "fl_x": 50} for name in ("a.jpg", "b")]
+    frames[1]["is_fisheye"] = True
+    (camera,) = read_cameras(write(tmp_path / "t.json", frames=frames), [view()])
+    assert camera.intrinsics is not None
+    (tmp_path / "cameras.txt").write_text(
+        "1 PINHOLE 128 96 100 100 60 50\n2 EUCM 9 9 1 1 1 1 0 0\n"
+    )
+    (tmp_path / "images.txt").write_text("1 0 1 0 0 1 2 3 1 a.jpg\n\n2 0 1 0 0 1 2 3 2 b.jpg\n\n")
+    (camera,) = read_cameras(tmp_path, [view()])
+    assert camera.intrinsics is not None
+    words = r"the camera model EUCM of 'b\.jpg' is not supported"
+    with pytest.raises(UsageError, match=words):
+        read_cameras(tmp_path, [view(), view("b.jpg")])
 
 
 def test_relative_names_come_before_file_names(tmp_path):

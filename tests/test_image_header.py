@@ -119,6 +119,17 @@ def test_jpeg_with_a_film_behind_the_end_is_whole():
     assert read_header(data + b"ftypmp42" + bytes(5000)).width == 64
 
 
+@pytest.mark.parametrize("padding", [b"\0\0", b"\xff\xff", b"\xff\0", b"nothing"])
+def test_jpeg_with_bytes_between_its_segments_is_read_as_decoders_do(padding):
+    data = encode(".jpg", texture(64, 48))
+    (length,) = struct.unpack_from(">H", data, 4)
+    padded = data[: 4 + length] + padding + data[4 + length :]
+    header = read_header(padded)
+    assert (header.width, header.height, header.has_end) == (64, 48, True)
+    decoded = cv2.imdecode(np.frombuffer(padded, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded.shape == (48, 64, 3)
+
+
 @pytest.mark.parametrize("data", [b"", b"\xff", b"hello, I am text\n" * 20, b"GIF89a" + bytes(50)])
 def test_other_files_are_no_photographs(data):
     assert image_format(data) is None

@@ -9,10 +9,10 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "recon3d"
 LAYERS = (
     "errors progress interrupt photo_names compiler kernels lattice essential exif cycles sky "
-    "retrieval measure bundle_prior depth_warp sweep_fill threads synth.world synth.atlas "
+    "retrieval measure bundle_prior depth_warp sweep_fill control_groups synth.world synth.atlas "
     "synth.draw synth.relief",
-    "config streams files colmap_extra sweep_doubt pair_geometry catalogue torch_file image_header "
-    "pairs colmap synth.trace synth.textures synth.sensor",
+    "config streams files threads colmap_extra sweep_doubt pair_geometry catalogue torch_file "
+    "image_header pairs colmap synth.trace synth.textures synth.sensor",
     "console settings device download memory types model_config train_config ground_truth "
     "pairs_extra synth.ground synth.materials",
     "geometry attention compiled muon grow published cameras matches ply glb scene_file views "

@@ -262,25 +262,12 @@ def test_what_is_free_is_a_plausible_number():
     assert 10**7 < free_device_bytes(torch.device("cpu")) < 10**14
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("8000000000\n", 7_000_000_000), ("max\n", None)])
-def test_files_that_were_read_are_not_memory_that_a_container_lacks(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, expected: int | None
+@pytest.mark.parametrize(("left", "bounds"), [(7_000_000, True), (10**15, False), (None, False)])
+def test_control_groups_bound_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, left: int | None, bounds: bool
 ):
-    unbounded = 10**13
-    host = tmp_path / "meminfo"
-    host.write_text(f"MemTotal: 1 kB\nMemAvailable: {unbounded // 1024} kB\n")
-    read = Path.read_text
-    monkeypatch.setattr(
-        Path, "read_text", lambda path: read(host if path == Path("/proc/meminfo") else path)
-    )
-    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
-    (tmp_path / "memory.max").write_text(limit)
-    (tmp_path / "memory.current").write_text("7900000000\n")
-    (tmp_path / "memory.stat").write_text(
-        "anon 900000000\nfile 7000000000\nshmem 100000000\n"
-        "inactive_file 4900000000\nactive_file 2000000000\n"
-    )
-    assert free_host_bytes() == (unbounded // 1024 * 1024 if expected is None else expected)
+    monkeypatch.setattr(memory, "memory_left_bytes", lambda: left)
+    assert (free_host_bytes() == left) == bounds
 
 
 _MEASURE = """

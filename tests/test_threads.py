@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from recon3d.cli import main
+from recon3d.control_groups import Mounted
 from recon3d.threads import limit_threads, n_processors
 
 
@@ -20,10 +21,9 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def quota(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "cpu.max"
-    path.write_text(text)
-    return path
+def quota(tmp_path: Path, text: str) -> Mounted:
+    (tmp_path / "cpu.max").write_text(text)
+    return Mounted(groups=tmp_path / "missing", root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_the_quota_of_a_container_bounds_the_processors(
 def test_without_a_quota_the_affinity_counts(
     many: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    assert n_processors(tmp_path / "missing") == 64
+    assert n_processors(Mounted(root=tmp_path / "missing")) == 64
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    assert n_processors(tmp_path / "missing") == 3
+    assert n_processors(Mounted(root=tmp_path / "missing")) == 3
 
 
 def test_threads_are_lowered_but_never_raised_nor_against_the_user(
@@ -69,14 +69,14 @@ def test_threads_are_lowered_but_never_raised_nor_against_the_user(
 def test_threads_wait_as_the_user_says_else_not_busily_for_long(
     many: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    limit_threads(tmp_path / "missing")
+    limit_threads(Mounted(root=tmp_path / "missing"))
     assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 100_000
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    limit_threads(tmp_path / "missing")
+    limit_threads(Mounted(root=tmp_path / "missing"))
     assert os.environ["GOMP_SPINCOUNT"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    limit_threads(tmp_path / "missing")
+    limit_threads(Mounted(root=tmp_path / "missing"))
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
@@ -85,16 +85,18 @@ def test_torch_takes_the_limit_over(tmp_path: Path):
     code = """
 import os, sys
 from pathlib import Path
+from recon3d.control_groups import Mounted
+from recon3d.control_groups import Mounted
 from recon3d.threads import limit_threads
 os.sched_getaffinity = lambda _: set(range(64))
-limit_threads(Path(sys.argv[1]))
+limit_threads(Mounted(root=Path(sys.argv[1])))
 import torch
 print(torch.get_num_threads())
 """
-    path = quota(tmp_path, "100000 100000")
+    quota(tmp_path, "100000 100000")
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     found = subprocess.run(
-        [sys.executable, "-c", code, str(path)],
+        [sys.executable, "-c", code, str(tmp_path)],
         capture_output=True,
         text=True,
         check=True,
@@ -107,8 +109,8 @@ print(torch.get_num_threads())
 def test_the_command_line_limits_them_before_it_loads_anything(
     many: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr("recon3d.cli.limit_threads", lambda: limit_threads(path))
-    path = quota(tmp_path, "200000 100000")
+    monkeypatch.setattr("recon3d.cli.limit_threads", lambda: limit_threads(place))
+    place = quota(tmp_path, "200000 100000")
     with pytest.raises(SystemExit):
         main(["--version"])
     assert os.environ["OMP_NUM_THREADS"] == "2"

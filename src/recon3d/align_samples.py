@@ -177,7 +177,7 @@ def take_samples(
 ) -> tuple[Samples, KeptMaps]:
     """Return the predictions at the sample pixels, and the maps to fuse depth from.
 
-    A prediction without enough finite points is dropped.
+    A prediction without enough finite points, or with the same one everywhere, is dropped.
 
     Raises:
         DisconnectedError: when nothing is left.
@@ -194,9 +194,9 @@ def take_samples(
                 (p.j, p.pointmap_j_in_i, p.confidence_j, False),
             )
         )
-        if min(int((w > 0).sum()) for w in (own_weight, seen_weight)) < _MIN_SAMPLES:
+        if min(_count(own, own_weight), _count(seen, seen_weight)) < _MIN_SAMPLES:
             logger.warning(
-                "pair %s, %s: too few finite points, dropped", views[p.i].name, views[p.j].name
+                "pair %s, %s: too few different points, dropped", views[p.i].name, views[p.j].name
             )
             continue
         maps.add(number, p)
@@ -210,7 +210,7 @@ def take_samples(
             rows.setdefault(name, []).append(value.to(own.device))
     if not rows:
         raise DisconnectedError(
-            f"no pair of the {len(views)} photos has a finite pointmap."
+            f"no pair of the {len(views)} photos has a finite pointmap of different points."
             " Try other photos or other weights."
         )
     rows["confidence"] = [value.exp() for value in rows["confidence"]]
@@ -279,6 +279,12 @@ def _sampled(
     if is_own:
         weight = torch.where(found[:, 2] > 0, weight, 0.0)
     return torch.where(weight[:, None] > 0, found, 0.0), weight
+
+
+def _count(points: Float64[Tensor, "sample 3"], weight: Float64[Tensor, " sample"]) -> int:
+    """Return how many points are known; none where all are the same, which have no size."""
+    known = points[weight > 0]
+    return len(known) if bool((known[1:] != known[:-1]).any()) else 0
 
 
 def _centred(

@@ -33,6 +33,12 @@ MODELS = (
     ("RADIAL_FISHEYE", 5),
     ("THIN_PRISM_FISHEYE", 12),
     ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+    ("SIMPLE_DIVISION", 4),
+    ("DIVISION", 5),
+    ("SIMPLE_FISHEYE", 3),
+    ("FISHEYE", 4),
+    ("EUCM", 6),
+    ("EQUIRECTANGULAR", 2),
 )
 """Names and numbers of parameters, by the number that binary files use."""
 
@@ -101,17 +107,13 @@ def read_model(folder: Path) -> ColmapModel:
     return ColmapModel(cameras=cameras, images=tuple(images))
 
 
-def pinhole(camera: ColmapCamera) -> tuple[Float64[np.ndarray, "3 3"], bool]:
+def pinhole(camera: ColmapCamera) -> tuple[Float64[np.ndarray, "3 3"], bool] | None:
     """Return the intrinsics in pixels of the camera's size, and whether it distorts as well.
 
-    Raises:
-        UsageError: a model without a pinhole part (fisheye and the like).
+    None for a model without a pinhole part (fisheye and the like).
     """
     if camera.model not in _PINHOLES:
-        raise UsageError(
-            f"the COLMAP camera model {camera.model} is not supported."
-            f" Undistort the photos, or use one of {', '.join(sorted(_PINHOLES))}."
-        )
+        return None
     one = camera.model in _ONE_FOCAL
     fx, fy = camera.parameters[0], camera.parameters[0 if one else 1]
     cx, cy, *distortion = camera.parameters[1 if one else 2 :]

@@ -42,7 +42,8 @@ def read_cameras(path: Path, views: Sequence[View]) -> tuple[KnownCamera | None,
 
     Raises:
         UsageError: a file that cannot be read or holds impossible values, a camera of an image
-            of another shape than the photo, or no camera that belongs to a photo.
+            of another shape than the photo or without a pinhole part, or no camera that belongs
+            to a photo.
     """
     given = read_given(path)
     if not given:
@@ -123,6 +124,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _known(path: Path, given: Given, view: View) -> KnownCamera:
+    if given.no_pinhole is not None:
+        raise UsageError(
+            f"{path}: the camera model {given.no_pinhole} of {given.name[:80]!r} is not supported."
+            " Undistort the photos, and give their cameras as pinholes."
+        )
     intrinsics = _photo_intrinsics(path, given, view)
     if intrinsics is not None:
         intrinsics = view.photo2view.double().numpy() @ intrinsics

@@ -8,7 +8,7 @@ Source of transforms.json: nerfstudio documentation, "Data conventions".
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from recon3d.cameras import FORMAT, VERSION
-from recon3d.colmap import find_model, pinhole, read_model
+from recon3d.colmap import ColmapCamera, ColmapImage, find_model, pinhole, read_model
 from recon3d.errors import UsageError
 
 _MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -39,6 +39,8 @@ class Given:
     Pixels are those of an image of `width` x `height`, or of the photo where these are unknown,
     with the centre of the top-left one at (0.5, 0.5). `fov_x_rad` is the horizontal angle of view.
     `cam2world` is OpenCV, in the world of the file; nothing says yet that it is rigid.
+    `no_pinhole` is the name of a camera model that is none, as fisheyes are; of such a camera no
+    intrinsics are known.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Given:
     height: float | None = None
     cam2world: Float64[np.ndarray, "4 4"] | None = None
     distorts: bool = False
+    no_pinhole: str | None = None
 
 
 def read_given(path: Path) -> list[Given]:
@@ -71,22 +74,22 @@ def _read_model(folder: Path) -> list[Given]:
             f"{folder} holds no COLMAP model (cameras and images, .bin or .txt). {_WANTED}"
         )
     model = read_model(place)
-    used = {image.camera_id for image in model.images}
-    lenses = {number: pinhole(camera) for number, camera in model.cameras.items() if number in used}
-    return [
-        Given(
-            name=image.name,
-            fx=float(lenses[image.camera_id][0][0, 0]),
-            fy=float(lenses[image.camera_id][0][1, 1]),
-            cx=float(lenses[image.camera_id][0][0, 2]),
-            cy=float(lenses[image.camera_id][0][1, 2]),
-            width=float(model.cameras[image.camera_id].width),
-            height=float(model.cameras[image.camera_id].height),
-            cam2world=image.cam2world,
-            distorts=lenses[image.camera_id][1],
-        )
-        for image in model.images
-    ]
+    return [_of_image(image, model.cameras[image.camera_id]) for image in model.images]
+
+
+def _of_image(image: ColmapImage, camera: ColmapCamera) -> Given:
+    lens = pinhole(camera)
+    given = Given(
+        name=image.name,
+        width=float(camera.width),
+        height=float(camera.height),
+        cam2world=image.cam2world,
+    )
+    if lens is None:
+        return replace(given, no_pinhole=camera.model)
+    matrix, distorts = lens
+    fx, fy, cx, cy = (float(matrix[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    return replace(given, fx=fx, fy=fy, cx=cx, cy=cy, distorts=distorts)
 
 
 def _read_json(path: Path) -> list[Given]:
@@ -142,10 +145,6 @@ def _from_transforms(document: dict[str, Any]) -> Iterator[Given]:
         model = str(both.get("camera_model") or "").upper()
         if both.get("is_fisheye") is True:  # instant-ngp's word for it
             model = "OPENCV_FISHEYE"
-        if model not in _PINHOLES:
-            raise ValueError(
-                f"the camera model {model[:40]} of {name[:80]!r} is not supported (undistort first)"
-            )
         opengl2world = _matrix(frame, "transform_matrix", name)
         yield Given(
             name=name,
@@ -158,6 +157,7 @@ def _from_transforms(document: dict[str, Any]) -> Iterator[Given]:
             height=_size(both, "h", name),
             cam2world=None if opengl2world is None else opengl2world @ _OPENCV2OPENGL,
             distorts=any(_number(both, key, name) for key in _DISTORTION),
+            no_pinhole=None if model in _PINHOLES else model[:40],
         )
 
 

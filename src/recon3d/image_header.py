@@ -131,13 +131,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Yield code and offset of each segment with content, up to the start of the first scan."""
     offset = 2
     for _ in range(_MAX_STEPS):
-        mark, code = data[offset], data[offset + 1]
-        if mark != 0xFF:
-            raise ValueError("no marker where one must be")
+        offset = data.index(b"\xff", offset)  # decoders pass over bytes that pad a segment
+        code = data[offset + 1]
         if code == 0xFF:  # fill byte
             offset += 1
             continue
-        if code == 0x01 or 0xD0 <= code <= 0xD8:  # markers without content
+        if code in (0x00, 0x01) or 0xD0 <= code <= 0xD8:  # padding, markers without content
             offset += 2
             continue
         yield code, offset

@@ -17,12 +17,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from recon3d.config import AlignConfig, HeadType, ModelConfig
+from recon3d.control_groups import memory_left_bytes
 from recon3d.errors import ResourceError
 
 logger = logging.getLogger(__name__)
-
-_CONTAINER = Path("/sys/fs/cgroup")
-"""Where Linux says what a container may take (cgroup v2)."""
 
 Pair = tuple[int, int]
 Shape = tuple[int, int]
@@ -289,17 +287,8 @@ def free_host_bytes() -> int | None:
         except (AttributeError, ValueError, OSError):  # not on Windows, not on every system
             logger.debug("the system does not say how much memory is free: nothing bounds the run")
             return None
-    try:
-        limit, used, stat = (
-            (_CONTAINER / name).read_text()
-            for name in ("memory.max", "memory.current", "memory.stat")
-        )
-        parts = dict(line.split() for line in stat.splitlines())
-        # files that were read count as used, but give way to programs
-        cached = sum(int(parts.get(name, 0)) for name in ("active_file", "inactive_file"))
-        return min(free, max(0, int(limit) - int(used) + cached))
-    except (OSError, ValueError):  # no container, or "max": no limit
-        return free
+    left = memory_left_bytes()
+    return free if left is None else min(free, left)
 
 
 def free_device_bytes(device: torch.device) -> int | None:

@@ -1,4 +1,4 @@
-"""How many threads pay: the processors this process may use, and the share its container has.
+"""How many threads pay: the processors this process may use, and the share of their time it has.
 
 The libraries look at the former alone. In a container that may use 2 of 64 processors' time they
 start 64 threads, which wait for one another most of that time. Nor do they know of other programs:
@@ -8,31 +8,21 @@ running gets nowhere.
 
 import math
 import os
-from pathlib import Path
 
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+from recon3d.control_groups import HERE, Mounted, processors_granted
+
 _SPINS = "3000"
 """Some ten microseconds, a hundredth of the default: as fast on an idle machine, and more than
 twice as fast beside another program that uses all processors."""
 
 
-def n_processors(quota: Path = _QUOTA) -> int:
-    """Return how many processors work for this process at a time, at least 1.
-
-    `quota` is the cpu.max of a control group (version 2): microseconds of processor time in a
-    period, or "max", and the period. Without such a file nothing but the affinity counts.
-    """
-    allowed = _allowed()
-    try:
-        granted, period = quota.read_text().split()
-    except (OSError, ValueError):
-        return allowed
-    if not (granted.isdecimal() and period.isdecimal() and int(period)):
-        return allowed
-    return max(1, min(allowed, math.ceil(int(granted) / int(period))))
+def n_processors(mounted: Mounted = HERE) -> int:
+    """Return how many processors work for this process at a time, at least 1."""
+    allowed, granted = _allowed(), processors_granted(mounted)
+    return allowed if granted is None else max(1, min(allowed, math.ceil(granted)))
 
 
-def limit_threads(quota: Path = _QUOTA) -> None:
+def limit_threads(mounted: Mounted = HERE) -> None:
     """Have torch, and what else uses OpenMP, start no more threads than the quota is good for.
 
     And have these not wait busily for long. To be called before those libraries are loaded. Changes
@@ -41,7 +31,7 @@ def limit_threads(quota: Path = _QUOTA) -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
-    n_threads = n_processors(quota)
+    n_threads = n_processors(mounted)
     if n_threads < _allowed():
         os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))
 
