@@ -112,7 +112,7 @@ def test_each_view_keeps_its_most_confident_maps_within_the_limit():
     truth = exact_scene(8, shapes=((16, 16),))
     predictions = truth.predictions()
     n_bytes = 16 * 16 * 16
-    kept = KeptMaps(8, 6 * 8 * n_bytes)
+    kept = KeptMaps([None] * 8, 6 * 8 * n_bytes)
     for number, p in enumerate(predictions):
         kept.add(number, p)
     for n in range(8):
@@ -125,10 +125,21 @@ def test_each_view_keeps_its_most_confident_maps_within_the_limit():
             if n in (p.i, p.j)
         )
         assert sorted(m.score for m in maps) == every[-6:]
-    tiny = KeptMaps(8, 1)
+    tiny = KeptMaps([None] * 8, 1)
     for number, p in enumerate(predictions):
         tiny.add(number, p)
     assert [len(tiny.of(n)) for n in range(8)] == [4] * 8
+
+
+def test_what_is_masked_does_not_choose_the_maps_that_are_kept():
+    truth = exact_scene(8, shapes=((16, 16),))
+    mask = torch.arange(16) < 8
+    kept = KeptMaps([mask.expand(16, 16), *[None] * 7], 1)
+    predictions = [p for p in truth.predictions() if p.i == 0]
+    for number, p in enumerate(predictions):
+        confidence = torch.where(mask, 2.0 + number, 50.0 - number).expand(16, 16)
+        kept.add(number, dataclasses.replace(p, confidence_i=confidence))
+    assert [m.prediction for m in kept.of(0)] == [3, 4, 5, 6]
 
 
 def test_a_kept_map_does_not_hold_the_whole_batch():

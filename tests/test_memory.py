@@ -84,7 +84,7 @@ def test_as_many_maps_are_kept_as_planned(limit: int):
     shapes = [(48, 64), (32, 48), (48, 64), (48, 64), (48, 64), (32, 48)]
     pairs = [(i, j) for i in range(5) for j in range(i + 1, 5)] + [(0, 5)]
     planned = plan(PRESETS["tiny"], shapes, pairs, GB, "cpu", half=True, max_map_bytes=limit)
-    kept = KeptMaps(len(shapes), limit)
+    kept = KeptMaps([None] * len(shapes), limit)
     for number, (i, j) in enumerate([*pairs, *((j, i) for i, j in pairs)]):
         maps = {
             f"{name}_{side}": torch.zeros(*shapes[view], *rest, dtype=torch.float16)

@@ -69,7 +69,7 @@ class Samples:
 class Map(NamedTuple):
     """One map of a view; the pointmap and its confidence are in the precision they came in."""
 
-    score: float  # mean log-confidence
+    score: float  # mean log-confidence over the usable pixels
     prediction: int
     is_own: bool
     points: Tensor
@@ -79,9 +79,10 @@ class Map(NamedTuple):
 class KeptMaps:
     """The most confident maps of each view: `limit_bytes` in all, but a few of each in any case."""
 
-    def __init__(self, n_views: int, limit_bytes: int) -> None:
-        """Start without maps."""
-        self._of_view: list[list[Map]] = [[] for _ in range(n_views)]
+    def __init__(self, masks: Masks, limit_bytes: int) -> None:
+        """Start without maps of the views whose masks these are."""
+        self._masks = masks
+        self._of_view: list[list[Map]] = [[] for _ in masks]
         self._limit_bytes = limit_bytes
 
     def add(self, number: int, prediction: PairPrediction) -> None:
@@ -94,7 +95,7 @@ class KeptMaps:
             kept = self._of_view[view]
             n_bytes = points.numel() * points.element_size() * 4 // 3
             most = most_maps(n_bytes, len(self._of_view), self._limit_bytes)
-            score = mean_log_confidence(confidence)
+            score = mean_log_confidence(confidence, self._masks[view])
             if len(kept) < most:
                 heapq.heappush(kept, Map(score, number, is_own, alone(points), alone(confidence)))
             elif score > kept[0].score:
@@ -183,8 +184,8 @@ def take_samples(
         DisconnectedError: when nothing is left.
     """
     places = _places(views, config.samples_per_edge, config.seed)
-    mask_of = masks if masks else [None] * len(views)
-    maps = KeptMaps(len(views), config.max_map_bytes)
+    mask_of = masks or [None] * len(views)
+    maps = KeptMaps(mask_of, config.max_map_bytes)
     rows: dict[str, list[Tensor]] = {}
     for number, p in enumerate(predictions):
         (own, own_weight), (seen, seen_weight) = (
