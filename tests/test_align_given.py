@@ -75,6 +75,23 @@ def test_fixed_poses_stay_though_they_are_wrong_and_priors_give_way():
     assert move < 0.03  # 0.087 was given
 
 
+@pytest.mark.parametrize("mistake", ["away", "turned", "swapped"])
+def test_a_wrong_prior_moves_no_other_camera(mistake: str, caplog: pytest.LogCaptureFixture):
+    truth = exact_scene(6)
+    wanted = in_world(truth, FAR)
+    given = wanted.clone()
+    if mistake == "away":
+        given[2, :3, 3] += 400.0
+    elif mistake == "turned":
+        given[2, :3, :3] = given[2, :3, :3] @ so3_exp(torch.tensor([0.0, 3.0, 0.0]).double())
+    else:
+        given[[1, 4]] = given[[4, 1]]
+    found = align(truth.predictions(), truth.views, PRIOR, cameras=poses(given, *range(6)))
+    turn, move = worst(found, wanted)
+    assert turn < 2e-3
+    assert move < 0.05  # metres; the cameras are 38 to 121 apart
+
+
 def test_pairs_that_are_bad_by_themselves_say_so():
     truth = exact_scene(4)
     strict = AlignConfig(min_edge_confidence=100.0)

@@ -1,6 +1,7 @@
 """Gauss-Newton on similarities: derivatives, solvers, anchors, uncertainty."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -111,9 +112,22 @@ def test_the_pull_of_a_prior_matches_automatic_differentiation():
     jacobian = torch.autograd.functional.jacobian(pull, zero)
     residual, derivative = align_solve._pull(unit2world, held)
     torch.testing.assert_close(derivative[0], jacobian)
-    assert float(residual.norm()) == pytest.approx(2 * (0.01 + 0.04 + 0.09) ** 0.5 / 0.2)
-    solved = solve_similarities(nothing, unit2world, held, 5)
+    assert float(residual.norm()) == pytest.approx((0.01 + 0.04 + 0.09) ** 0.5 / 0.2)
+    blocks = normal_equations(nothing, unit2world, held)
+    weight = 4.0 / (1 + (0.01 + 0.04 + 0.09) / 0.2**2 / align_solve._PRIOR_KERNEL**2)
+    torch.testing.assert_close(blocks.diagonal[0], weight * jacobian.mT @ jacobian)
+    torch.testing.assert_close(blocks.gradient[0], weight * jacobian.mT @ residual[0])
+    solved = solve_similarities(nothing, unit2world, held, 20)
     torch.testing.assert_close(solved[:, :3, 3], held.cam2world[:, :3, 3])
+
+
+@pytest.mark.parametrize("angle_deg", [1, 60, 120, 170])
+def test_a_prior_feels_more_the_more_it_is_turned(angle_deg: float):
+    turned = so3_exp(torch.tensor([[0, math.radians(angle_deg), 0]]).double())
+    held = anchors(1, prior=torch.tensor([True]), cam2world=torch.eye(4).double()[None])
+    pose = similarity(torch.ones(1).double(), turned, torch.zeros(1, 3).double())
+    residual, _ = align_solve._pull(pose, held)
+    assert float(residual.norm()) == pytest.approx(2 * math.sin(math.radians(angle_deg) / 2))
 
 
 def test_both_linear_solvers_take_the_same_step(monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,7 @@ from recon3d.refinement import (
     from_features_alone,
     refined,
     refined_with_strays,
+    warn_of_priors,
     without_doubtful,
     without_positions,
 )
@@ -235,6 +236,7 @@ def test_a_stray_has_a_say_in_the_world_only_where_it_is_placed(
     given = truth.cam2world.float()
     given[3, :3, 3] += 7.0  # a gross mistake of whoever gave it
     cameras = [KnownCamera(intrinsics=None, cam2world=pose) for pose in given]
+    cameras[2] = None  # of two against one it could be told which is wrong
     started: list[torch.Tensor] = []
 
     def refine(start: Scene, *_: object, **__: object) -> tuple[Scene, RefineReport]:
@@ -277,6 +279,30 @@ def test_a_refined_scene_is_where_the_priors_are(
         torch.testing.assert_close(new, growth * old)
     spread = [one.position_uncertainty for one in found.verdicts]
     assert spread == pytest.approx([growth * v.position_uncertainty for v in scene.verdicts])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "are", "words"),
+    [
+        (1, CamerasAre.PRIOR, "contradict 1 of 4 given poses (1.jpg by 0 deg and 7): check"),
+        (0, CamerasAre.PRIOR, ""),
+        (1, CamerasAre.FIXED, ""),
+    ],
+)
+def test_far_priors_are_warned_of(
+    wrong: int, are: CamerasAre, words: str, caplog: pytest.LogCaptureFixture
+):
+    truth = exact_scene(4)
+    given = truth.cam2world.clone()
+    given[1, :3, 3] += torch.tensor([7.0 * wrong, 0, 0])
+    cameras = [KnownCamera(intrinsics=None, cam2world=pose) for pose in given]
+    config = AlignConfig(cameras_are=CamerasAre.PRIOR)
+    scene = align(truth.predictions(), truth.views, config, cameras=cameras)
+    caplog.clear()
+    run = RunConfig(align=AlignConfig(cameras_are=are))
+    warn_of_priors(scene, material(truth, [], cameras=cameras), run)
+    assert words in caplog.text
+    assert bool(caplog.text) == bool(words)
 
 
 def test_a_stray_has_the_depth_and_the_focal_that_the_network_gives_it_alone():

@@ -16,7 +16,7 @@ from recon3d.align_focal import choose_focals, lenses
 from recon3d.align_samples import Cameras, base_point, pixel_weight
 from recon3d.config import AlignConfig
 from recon3d.geometry import compose, invert_rigid, pixel_grid
-from recon3d.known_cameras import poses_of
+from recon3d.known_cameras import is_fixed, poses_of
 from recon3d.types import KnownCamera, PairPrediction, Scene, Verdict, View
 
 
@@ -132,7 +132,7 @@ def _intrinsics(
     given: KnownCamera | None,
 ) -> tuple[Float[Tensor, "3 3"], str]:
     if given is not None and given.intrinsics is not None:
-        return given.intrinsics.float(), "given"
+        return given.intrinsics.float(), "given" if is_fixed(given, config) else "prior"
     centre = base_point(view, None)
     flat, trust = points.reshape(1, -1, 3).double(), confidence.reshape(1, -1).double()
     weight = pixel_weight(flat, trust)

@@ -67,7 +67,7 @@ def lenses(views: Sequence[View], config: AlignConfig, cameras: Cameras = ()) ->
             from_exif = view.focal_px * to_view[n]
         given.append(is_given)
         prior.append(from_exif)
-        source.append("exif" if known is None else "given")
+        source.append("exif" if known is None else "prior")
         exact.append(known is not None)
     return Lenses(
         to_view=to_view,

@@ -12,7 +12,7 @@ from recon3d.align_init import rotation_of, similarity_scale
 from recon3d.align_samples import TINY, Cameras
 from recon3d.align_solve import Anchors
 from recon3d.config import AlignConfig, CamerasAre
-from recon3d.geometry import compose, similarity, umeyama
+from recon3d.geometry import compose, rotation_angle, similarity, umeyama
 from recon3d.known_cameras import poses_of
 from recon3d.scale import moved_scene
 from recon3d.types import Scene
@@ -20,6 +20,9 @@ from recon3d.types import Scene
 _PRIOR_ROTATION_RAD = math.radians(1.0)
 _PRIOR_CENTRE = 0.01
 """Standard deviations of a prior pose; the centre's is relative to how far the centres spread."""
+_FAR_DEG, _FAR_SHARE = 15.0, 0.3
+_ROUNDS = 30
+_MOST_STEPS = 64  # of cameras, each is compared with so many others
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,6 +101,23 @@ def brought_to(scene: Scene, given: Float64[Tensor, "known 4 4"], known: Sequenc
     return moved_scene(scene, growth, turn, length * small[:3, 3] + pivot)
 
 
+def far_priors(
+    scene: Scene, given: Float64[Tensor, "known 4 4"], known: Sequence[int]
+) -> list[tuple[int, float, float]]:
+    """Return the views `known` that are far from their given poses: degrees, and world units.
+
+    Far is more than 15 degrees, or 30 % of how far the given centres spread.
+    """
+    found = scene.cam2world[list(known)].double().cpu()
+    turned_deg = torch.rad2deg(rotation_angle(found[:, :3, :3].mT @ given[:, :3, :3]))
+    moved = (found[:, :3, 3] - given[:, :3, 3]).norm(dim=-1)
+    _, _, spread = _centred(given.clone())
+    far = (turned_deg > _FAR_DEG) | (moved > (math.inf if spread is None else _FAR_SHARE * spread))
+    return [
+        (known[k], float(turned_deg[k]), float(moved[k])) for k in far.nonzero().flatten().tolist()
+    ]
+
+
 def _centred(
     given: Float64[Tensor, "known 4 4"],
 ) -> tuple[Float64[Tensor, "known 4 4"], Float64[Tensor, "3"], float | None]:
@@ -121,14 +141,38 @@ def _world2given(
     """Return the similarity that brings placed views to their given poses, which spread by 1.
 
     Fitted to centres and to points ahead on the three axes, so that centres on a line do no harm;
-    where the centres do not spread, the scale stays.
+    where the centres do not spread, the scale stays. The distances are not squared beyond their
+    median (Huber), and those of the axes follow the median of all between centres, so that a few
+    wrong poses do not move the others.
     """
     rotation, centre = rotation_of(unit2world), unit2world[:, :3, 3]
-    ours = float((centre - centre.mean(0)).norm(dim=-1).mean())
-    scale = 1 / ours if sized and ours > TINY else 1.0
-    here = torch.cat((centre, *(centre + rotation[:, :, k] / scale for k in range(3))))
-    there = torch.cat((given[:, :3, 3], *(given[:, :3, 3] + given[:, :3, k] for k in range(3))))
-    fitted, turn, shift = umeyama(here, there, torch.ones_like(here[:, 0]))
-    if not sized:
-        fitted, shift = torch.ones_like(fitted), there.mean(0) - turn @ here.mean(0)
+    scale, arm = _typical_scale(centre, given[:, :3, 3]) if sized else (1.0, 1.0)
+    here = torch.cat((centre, *(centre + rotation[:, :, k] * (arm / scale) for k in range(3))))
+    there = torch.cat(
+        (given[:, :3, 3], *(given[:, :3, 3] + given[:, :3, k] * arm for k in range(3)))
+    )
+    weight = torch.ones_like(centre[:, 0])
+    for _ in range(_ROUNDS):
+        share = weight.repeat(4)
+        fitted, turn, shift = umeyama(here, there, share)
+        if not sized:
+            fitted = torch.ones_like(fitted)
+            shift = (share[:, None] * (there - here @ turn.mT)).sum(0) / share.sum()
+        off = (fitted * here @ turn.mT + shift - there).norm(dim=-1).view(4, -1).mean(0)
+        weight = 1 / off.clamp_min(float(off.median()) + 1e-9)
     return similarity(fitted, turn, shift)
+
+
+def _typical_scale(
+    here: Float64[Tensor, "known 3"], there: Float64[Tensor, "known 3"]
+) -> tuple[float, float]:
+    """Return the median ratio of distances there to those here, and half the median one there."""
+    n = len(here)
+    steps = torch.linspace(1, n - 1, min(n - 1, _MOST_STEPS)).long()
+    first = torch.arange(n).repeat(len(steps))
+    second = (first + steps.repeat_interleave(n)) % n
+    ours, given = ((p[first] - p[second]).norm(dim=-1) for p in (here, there))
+    known = (ours > TINY) & (given > TINY)
+    if not bool(known.any()):
+        return 1.0, 1.0
+    return float((given[known] / ours[known]).median()), float(given[known].median()) / 2

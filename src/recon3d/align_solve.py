@@ -19,6 +19,8 @@ from recon3d.geometry import compose, similarity, so3_exp, transform_points
 
 KERNEL = 2.0
 """Width of the Cauchy kernel in units of a map's median error: beyond it a point counts less."""
+_PRIOR_KERNEL = 3.0
+"""The same for given poses, in standard deviations: one that is wrong must not move the others."""
 _BANDED_VIEWS = 128
 """Widest band, in views, that is solved directly; wider systems are solved iteratively."""
 _LEAST_DAMPING = 1e-12
@@ -124,8 +126,10 @@ def normal_equations(
         across.append(whole[:, :7, 7:14])
     if bool(anchors.prior.any()):
         residual, derivative = _pull(unit2world, anchors)
-        diagonal[anchors.prior] += derivative.mT @ derivative
-        gradient[anchors.prior] += (derivative.mT @ residual[..., None]).squeeze(-1)
+        square = residual.square().sum(-1)[:, None, None]
+        weighted = derivative.mT * (anchors.strength / (1 + square / _PRIOR_KERNEL**2))
+        diagonal[anchors.prior] += weighted @ derivative
+        gradient[anchors.prior] += (weighted @ residual[..., None]).squeeze(-1)
     return Blocks(diagonal, gradient, torch.cat(across))
 
 
@@ -235,7 +239,9 @@ def robust_cost(
         kernel = problem.kernel**2
         total += float((weight * torch.log1p(square / kernel)).sum()) * kernel
     if bool(anchors.prior.any()):
-        total += float(_pull(unit2world, anchors)[0].square().sum())
+        square = _pull(unit2world, anchors)[0].square().sum(-1)
+        kernel = _PRIOR_KERNEL**2
+        total += anchors.strength * float(torch.log1p(square / kernel).sum()) * kernel
     return total
 
 
@@ -244,10 +250,12 @@ def _pull(
 ) -> tuple[Float64[Tensor, "prior 6"], Float64[Tensor, "prior 6 7"]]:
     """Return what the priors feel, in standard deviations, and its derivatives."""
     mine, given = unit2world[anchors.prior], anchors.cam2world[anchors.prior]
-    strength = anchors.strength**0.5
     turn = rotation_of(mine) @ given[:, :3, :3].mT
     skew = (turn - turn.mT) / 2
     axis = torch.stack((skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]), dim=-1)
+    # of twice the sine of half the angle: that of all of it falls again beyond a right one
+    half_cosine = (1 + turn.diagonal(dim1=1, dim2=2).sum(-1)).clamp_min(TINY).sqrt() / 2
+    axis = axis / half_cosine[:, None]
     residual = torch.cat(
         (
             axis / anchors.rotation_sigma_rad,
@@ -258,7 +266,7 @@ def _pull(
     derivative = mine.new_zeros(len(mine), 6, 7)
     derivative[:, :3, :3] = torch.eye(3, dtype=mine.dtype) / anchors.rotation_sigma_rad
     derivative[:, 3:] = _centre_derivative(mine) / anchors.centre_sigma
-    return strength * residual, strength * derivative
+    return residual, derivative
 
 
 def _centre_derivative(unit2world: Float64[Tensor, "view 4 4"]) -> Float64[Tensor, "view 3 7"]:

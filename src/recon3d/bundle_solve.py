@@ -35,7 +35,7 @@ LOSS_SCALE = 1.0
 """Where Cauchy's loss bends, in thousandths: the noise of good features."""
 INDEPENDENT = 0.1
 """Share of the observations whose errors are: a lens bends those of a region alike."""
-_SPREAD = {"exif": 0.05, "estimated": 0.2}
+_SPREAD = {"prior": 0.05, "exif": 0.05, "estimated": 0.2}
 """Standard deviation of the logarithm of a focal length, by where it comes from."""
 _CENTRE_SPREAD = 7.0
 """Standard deviation of a principal point from the middle of the photo, x and y, in thousandths:

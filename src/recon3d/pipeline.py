@@ -46,6 +46,7 @@ from recon3d.refinement import (
     is_refining,
     refined,
     refined_with_strays,
+    warn_of_priors,
     without_doubtful,
     without_positions,
 )
@@ -168,6 +169,8 @@ def reconstruct_groups(
             )
             refinements = tuple(report for _, report in results)
         scenes = tuple(map(without_positions, scenes, refinements)) if refinements else scenes
+        for scene in scenes:
+            warn_of_priors(scene, material, config)
         scenes, dense = zip(
             *(
                 _densified(scene, report, material, config, track)

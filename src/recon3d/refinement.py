@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from recon3d.adopt import strays_alone, with_strays, without_unplaced
-from recon3d.align_given import brought_to
+from recon3d.align_given import brought_to, far_priors
 from recon3d.align_samples import Cameras
 from recon3d.bundle import refine_scene
 from recon3d.bundle_check import RefineReport
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _TURNED_DEG, _ASIDE_DEG = 10.0, 20.0
 """Errors of the network's relative rotations, and of the directions between its cameras, that make
 its other cameras worthless."""
+_N_NAMED = 5  # photos that one line of warning holds
 REFINED_BY_ITSELF = 200
 """Most photos whose cameras are refined without being asked for: features take time."""
 
@@ -181,6 +182,33 @@ def without_doubtful(
     )
     kept = without_unplaced(after, 0, report.refined, material.views, keep_world=False)
     return replace(kept, left_out=after.left_out + left_out)
+
+
+def warn_of_priors(scene: Scene, material: Material, config: RunConfig) -> None:
+    """Warn of views whose given poses, if priors, are far from where the photos place them."""
+    if config.align.cameras_are is CamerasAre.FIXED:
+        return
+    number = {view.name: n for n, view in enumerate(material.views)}
+    members = [number[view.name] for view in scene.views]
+    poses = poses_of(material.cameras, members)
+    known = [k for k, n in enumerate(members) if n in poses]
+    if len(known) < 2:
+        return
+    given = torch.stack([poses[members[k]].double().cpu() for k in known])
+    far = far_priors(scene, given, known)
+    if far:
+        shown = ", ".join(
+            f"{scene.views[k].name} by {turned_deg:.0f} deg and {moved:.3g}"
+            for k, turned_deg, moved in far[:_N_NAMED]
+        )
+        logger.warning(
+            "the photos contradict %d of %d given poses (%s%s): check that they are those of these"
+            " photos",
+            len(far),
+            len(known),
+            shown,
+            " and more" if len(far) > _N_NAMED else "",
+        )
 
 
 def without_positions(scene: Scene, report: RefineReport) -> Scene:

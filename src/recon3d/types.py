@@ -111,14 +111,14 @@ class Verdict:
     residual: float
     edges: int
     rotation_uncertainty_deg: float
-    focal_source: str  # "estimated", "exif" or "given"
+    focal_source: str  # "estimated", "exif", "prior" (given, but not held) or "given"
     inliers: float = math.nan
     position_uncertainty: float = math.nan
 
     @property
     def focal_is_known(self) -> bool:
         """Say whether the focal length comes from the user or the photo, not from a network."""
-        return self.focal_source in ("exif", "given")
+        return self.focal_source != "estimated"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
