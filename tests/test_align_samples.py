@@ -17,6 +17,7 @@ from recon3d.align_samples import (
     weighted_median,
 )
 from recon3d.config import AlignConfig
+from recon3d.errors import DisconnectedError
 from recon3d.types import KnownCamera
 
 CONFIG = AlignConfig()
@@ -129,6 +130,30 @@ def test_each_view_keeps_its_most_confident_maps_within_the_limit():
     for number, p in enumerate(predictions):
         tiny.add(number, p)
     assert [len(tiny.of(n)) for n in range(8)] == [4] * 8
+
+
+@pytest.mark.parametrize("side", [4, 12, 29])
+def test_samples_are_taken_where_a_small_mask_lets_them(side: int):
+    """All pixels of the mask, or as many as elsewhere."""
+    truth = exact_scene(2, shapes=((120, 160), (32, 48)))
+    masks = []
+    for view in truth.views:
+        height, width = view.image.shape[1:]
+        mask = torch.zeros(height, width, dtype=torch.bool)
+        mask[3 : 3 + side, 7 : 7 + side] = True
+        masks.append(mask)
+    raw, _ = take_samples(truth.predictions(), truth.views, CONFIG, masks=masks)
+    for n, mask in enumerate(masks):
+        known = (raw.own_weight[raw.i == n] > 0).sum()
+        assert int(known) >= min(CONFIG.samples_per_edge, int(mask.sum()))
+    assert len(raw.i) == 2
+
+
+def test_masks_without_a_pixel_are_said_to_be_too_small():
+    truth = exact_scene(2)
+    masks = [torch.zeros(view.image.shape[1:], dtype=torch.bool) for view in truth.views]
+    with pytest.raises(DisconnectedError, match=r"within the masks\. Give larger masks"):
+        take_samples(truth.predictions(), truth.views, CONFIG, masks=masks)
 
 
 def test_what_is_masked_does_not_choose_the_maps_that_are_kept():

@@ -183,8 +183,8 @@ def take_samples(
     Raises:
         DisconnectedError: when nothing is left.
     """
-    places = _places(views, config.samples_per_edge, config.seed)
     mask_of = masks or [None] * len(views)
+    places = _places(views, mask_of, config.samples_per_edge, config.seed)
     maps = KeptMaps(mask_of, config.max_map_bytes)
     rows: dict[str, list[Tensor]] = {}
     for number, p in enumerate(predictions):
@@ -211,8 +211,12 @@ def take_samples(
             rows.setdefault(name, []).append(value.to(own.device))
     if not rows:
         raise DisconnectedError(
-            f"no pair of the {len(views)} photos has a finite pointmap of different points."
-            " Try other photos or other weights."
+            f"no pair of the {len(views)} photos has a finite pointmap of different points"
+            + (
+                " within the masks. Give larger masks, or leave --masks out."
+                if any(mask is not None for mask in mask_of)
+                else ". Try other photos or other weights."
+            )
         )
     rows["confidence"] = [value.exp() for value in rows["confidence"]]
     stacked = {name: torch.stack(values) for name, values in rows.items()}
@@ -242,13 +246,13 @@ def denser_samples(
     ]
     if count <= samples.pixel.shape[1] or len(kept) < 2 * len(row_of):
         return samples
-    places = _places(views, count, config.seed)
+    mask_of = masks or [None] * len(views)
+    places = _places(views, mask_of, count, config.seed)
     points = samples.own.new_zeros(2, len(samples.i), count, 3)
     weight = samples.own.new_zeros(2, len(samples.i), count)
     for n, one in kept:
         side, row = 0 if one.is_own else 1, row_of[one.prediction]
-        mask = masks[n] if masks else None
-        found, trust = _sampled(one.points, one.confidence, places[n], mask, one.is_own)
+        found, trust = _sampled(one.points, one.confidence, places[n], mask_of[n], one.is_own)
         points[side, row] = found.to(points) / samples.edge_scale[row]
         weight[side, row] = trust.to(weight)
     return replace(
@@ -257,11 +261,28 @@ def denser_samples(
     )  # fmt: skip
 
 
-def _places(views: Sequence[View], count: int, seed: int) -> list[Int64[Tensor, " sample"]]:
-    """Return the sample pixels of each view; views of one size share theirs."""
+def _places(
+    views: Sequence[View], masks: Masks, count: int, seed: int
+) -> list[Int64[Tensor, " sample"]]:
+    """Return the sample pixels of each view; views of one size without masks share theirs."""
     sizes = [(view.image.shape[1], view.image.shape[2]) for view in views]
     of_size = {(h, w): sample_pixels(h, w, count, seed) for h, w in set(sizes)}
-    return [of_size[size] for size in sizes]
+    return [
+        of_size[size] if mask is None else _within(mask.cpu(), of_size[size], seed)
+        for size, mask in zip(sizes, masks, strict=True)
+    ]
+
+
+def _within(
+    mask: Bool[Tensor, "height width"], others: Int64[Tensor, " sample"], seed: int
+) -> Int64[Tensor, " sample"]:
+    """Return as many pixels of the mask, spread evenly; where it has fewer, all, and then others."""
+    usable, count = mask.flatten(), len(others)
+    inside = usable.nonzero()[:, 0]
+    if len(inside) > count:
+        more = sample_pixels(*mask.shape, 2 * count * len(usable) // len(inside), seed)
+        inside = more[usable[more]][:count]
+    return torch.cat((inside, others[: count - len(inside)]))
 
 
 def _sampled(
