@@ -77,6 +77,15 @@ def test_each_photo_has_its_own_intrinsics() -> None:
     assert errors_of(found, a_camera()).worst_deg[0] < 0.1
 
 
+def test_a_scene_farther_than_fifty_baselines_has_a_pose() -> None:
+    near = a_camera()
+    near[:3, 3] *= 0.03
+    pixels_i, pixels_j = matches(400, near)
+    found = essential_pose(pixels_i, pixels_j, INTRINSICS, INTRINSICS)
+    assert found is not None
+    assert errors_of(found, near).worst_deg[0] < 0.1
+
+
 def test_what_cannot_be_solved_is_none() -> None:
     few = matches(FEWEST_MATCHES - 1, a_camera())
     assert essential_pose(*few, INTRINSICS, INTRINSICS) is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from exact_scene import blank_view, cast, exact_scene, pattern
+from exact_scene import cast, exact_scene, pattern
 from recon3d.config import RefineConfig
 from recon3d.features import find_features, match_photos, view_rgb
 from recon3d.geometry import invert_rigid, project, so3_exp, transform_points
@@ -52,13 +52,21 @@ def test_photos_of_a_room(which: tuple[int, ...], expected: bool) -> None:
     pairs = list(combinations(range(len(views)), 2))
     found = match_photos(pairs, views, features, config)
     assert len(found) == len(pairs)
-    assert show_parallax(found, views) is expected
+    size = torch.tensor([[256.0, 192.0]]).double().expand(len(views), 2)
+    assert show_parallax(found, size / 2, 1 / size[:, :1].expand(-1, 2)) is expected
 
 
-def matches_of_points(points: Tensor, cam2world: Tensor, focal_px: float) -> list[Matches]:
+MIDDLE = torch.tensor([[320.0, 240.0]] * 2).double()
+EDGES = torch.full((2, 2), 1 / 640).double()
+
+
+def matches_of_points(
+    points: Tensor, cam2world: Tensor, focal_px: float, centre: Tensor = MIDDLE[0], ratio: float = 1
+) -> list[Matches]:
     """Return what two cameras with views of 640 x 480 pixels see of points, to a quarter pixel."""
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.tensor([[focal_px, 0.0, 320.0], [0.0, focal_px, 240.0], [0.0, 0.0, 1.0]])
+    matrix = torch.diag(torch.tensor([focal_px, ratio * focal_px, 1.0]))
+    matrix[:2, 2] = centre
     pixels = torch.stack(
         [project(transform_points(invert_rigid(one), points), matrix) for one in cam2world]
     )
@@ -88,11 +96,31 @@ def test_a_flat_front_is_no_rotation(
     cam2world = torch.eye(4).repeat(2, 1, 1)
     cam2world[1, :3, :3] = so3_exp(torch.tensor(turn_deg).deg2rad())
     cam2world[1, :3, 3] = torch.tensor(step)
-    views = [blank_view(str(n), (480, 640)) for n in range(2)]
-    assert show_parallax(matches_of_points(points, cam2world, focal_px), views) is expected
+    assert show_parallax(matches_of_points(points, cam2world, focal_px), MIDDLE, EDGES) is expected
+
+
+@pytest.mark.parametrize(
+    ("centre", "ratio"), [((420.0, 200.0), 1.0), ((320.0, 240.0), 1.3), ((200.0, 300.0), 0.8)]
+)
+@pytest.mark.parametrize("step", [0.0, 1.5])
+def test_what_is_known_of_lenses_counts(
+    centre: tuple[float, float], ratio: float, step: float
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    points = torch.rand(3000, 3, generator=generator) * torch.tensor([9.0, 6.0, 4.0])
+    points += torch.tensor([-4.5, -3.0, 3.0])
+    cam2world = torch.eye(4).repeat(2, 1, 1)
+    cam2world[1, :3, :3] = so3_exp(torch.tensor([0.1, 0.2, 0.05]))
+    cam2world[1, 0, 3] = step
+    found = matches_of_points(points, cam2world, 560.0, torch.tensor(centre), ratio)
+    known = torch.tensor([centre] * 2).double()
+    edges = EDGES * torch.tensor([1.0, 1 / ratio])
+    assert show_parallax(found, known, edges) is (step > 0)
+    if step == 0:
+        assert show_parallax(found, MIDDLE, EDGES) is True  # so it matters
 
 
 def test_too_few_matches_tell_nothing() -> None:
     points = torch.rand(19, 3) * 0.1 + torch.tensor([0.0, 0.0, 4.0])
     few = matches_of_points(points, torch.eye(4).repeat(2, 1, 1), 640.0)
-    assert show_parallax(few, [blank_view(str(n), (480, 640)) for n in range(2)]) is None
+    assert show_parallax(few, MIDDLE, EDGES) is None

@@ -96,8 +96,10 @@ def test_the_header_says_what_the_world_and_the_units_are():
     axes = "comment recon3d: world x right, y down, z forward in the first camera"
     assert comments(to_bytes(cloud)) == [axes, "comment recon3d: units: arbitrary"]
     given = "comment recon3d: world of the given cameras"
+    found = comments(to_bytes(cloud, in_first_camera=False))
+    assert found == [given, "comment recon3d: units: arbitrary"]
     found = comments(to_bytes(cloud, in_first_camera=False, units="metres"))
-    assert found == [given, "comment recon3d: units: metres"]
+    assert found == [f"{given}, scaled", "comment recon3d: units: metres"]
 
 
 def test_an_empty_cloud_is_a_valid_file():

@@ -24,6 +24,7 @@ from recon3d.refinement import (
     without_doubtful,
     without_positions,
 )
+from recon3d.scale import whole_middle
 from recon3d.types import EdgeVerdict, KnownCamera, LeftOut, PairPrediction, Scene
 
 
@@ -247,10 +248,10 @@ def test_a_stray_has_a_say_in_the_world_only_where_it_is_placed(
     monkeypatch.setattr(refinement, "refine_scene", refine)
     prior = RunConfig(align=AlignConfig(cameras_are=CamerasAre.PRIOR))
     found, _ = refined_with_strays(scene, material(truth, predictions, cameras=cameras), prior)
-    torch.testing.assert_close(started[0], given[3])  # from where it was said to be
+    torch.testing.assert_close(started[0], given[3].double())  # from where it was said to be
     assert len(found.views) == 3 + placed
     true = truth.cam2world[:3].float()
-    as_given = torch.allclose(found.cam2world[:3], true, atol=1e-3)
+    as_given = torch.allclose(found.cam2world[:3].float(), true, atol=1e-3)
     assert as_given is not placed
 
 
@@ -335,6 +336,61 @@ def test_a_stray_has_no_depth_where_it_is_masked():
     assert torch.equal(extended.depth[2] > 0, mask)
     assert torch.equal(extended.confidence[2] > 0, mask)
     assert float(extended.intrinsics[2, 0, 0]) == pytest.approx(float(truth.focal[2]), rel=1e-3)
+
+
+FAR = torch.tensor([5e5, 5.3e6, 100.0]).double()
+
+
+def test_a_stray_with_a_pose_far_away_keeps_its_digits():
+    truth = exact_scene(3)
+    scene, predictions = partial(truth, 2)
+    pose = truth.cam2world[2].clone()
+    pose[:3, 3] += FAR
+    cameras = (None, None, KnownCamera(intrinsics=None, cam2world=pose))
+    own = next(p for p in predictions if p.i == 2)
+    extended = with_strays(scene, {2: own}, truth.views, AlignConfig(), cameras)
+    assert torch.equal(extended.cam2world[2], pose)
+    torch.testing.assert_close(extended.cam2world[:2], scene.cam2world.double(), rtol=0, atol=0)
+    assert torch.equal(whole_middle(extended, [2]), pose[:3, 3].round())
+    assert float(whole_middle(extended).norm()) < 100  # where most cameras are
+    unknown = with_strays(scene, {2: own}, truth.views, AlignConfig())
+    assert unknown.cam2world.dtype == scene.cam2world.dtype
+
+
+@pytest.mark.parametrize("is_placed", [True, False])
+def test_the_world_is_that_of_a_pose_only_if_its_photo_is_placed(
+    is_placed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    truth = exact_scene(5)
+    all_but_two = [p for p in truth.predictions() if not {0, 4} & {p.i, p.j}]
+    scene = align(all_but_two, truth.views, AlignConfig())
+    pose = truth.cam2world[4].clone()
+    pose[:3, 3] += FAR
+    cameras = (None, None, None, None, KnownCamera(intrinsics=None, cam2world=pose))
+
+    def refine(start: Scene, *_: object, **__: object) -> tuple[Scene, RefineReport]:
+        assert [view.name for view in start.views] == ["1.jpg", "2.jpg", "3.jpg", "0.jpg", "4.jpg"]
+        turned = start.cam2world.clone()
+        turned[3, :3, :3] = so3_exp(torch.tensor([0.1, 0.2, 0.3])).to(turned)
+        names = [f"{n}.jpg" for n in range(4 + is_placed)]
+        return dataclasses.replace(start, cam2world=turned), report(refined=tuple(names))
+
+    monkeypatch.setattr(refinement, "refine_scene", refine)
+    given = material(truth, truth.predictions(), cameras=cameras)
+    found, _ = refined_with_strays(scene, given, RunConfig())
+    assert len(found.views) == 4 + is_placed
+    assert found.in_first_camera is not is_placed
+
+
+def test_a_group_whose_cameras_are_all_given_is_not_refined(monkeypatch: pytest.MonkeyPatch):
+    truth = exact_scene(4)
+    scene, predictions = partial(truth, 0)
+    lens = torch.eye(3)
+    cameras = (None, *(KnownCamera(intrinsics=lens, cam2world=p) for p in truth.cam2world[1:]))
+    monkeypatch.setattr(refinement, "refine_scene", lambda *_, **__: pytest.fail("refined"))
+    same, found = refined(scene, material(truth, predictions, cameras=cameras), RunConfig())
+    assert same is scene
+    assert not found.improved
 
 
 def test_a_photo_without_a_pixel_that_counts_is_not_adopted(monkeypatch: pytest.MonkeyPatch):

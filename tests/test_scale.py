@@ -9,7 +9,7 @@ import torch
 from exact_scene import exact_scene
 from recon3d.errors import UsageError
 from recon3d.geometry import project, transform_points, unproject
-from recon3d.scale import ScaleFrom, parse_scale_from, scale_scene, with_names
+from recon3d.scale import ScaleFrom, parse_scale_from, scale_scene, scale_scenes, with_names
 from recon3d.types import LeftOut, Scene, Verdict
 
 
@@ -165,6 +165,30 @@ def test_cameras_in_the_same_place(apart):
     cam2world[3, :3, 3] = cam2world[1, :3, 3] + apart
     with pytest.raises(UsageError, match=r"'sub/b.jpg' and 'd.jpg' are in the same place"):
         scale_scene(replace(scene, cam2world=cam2world), 1, 3, 2.0)
+
+
+def test_without_parallax_a_distance_is_none(caplog):
+    scene = scene_of()
+    unknown = replace(scene.verdicts[0], position_uncertainty=math.inf)
+    scene = replace(scene, verdicts=(unknown,) * 4)
+    with pytest.raises(UsageError, match="no parallax, so that nobody knows how far apart"):
+        scale_scene(scene, 1, 3, 2.0)
+    known = ScaleFrom(first="sub/b.jpg", second="d.jpg", metres=2.0)
+    (same,) = scale_scenes((scene,), known)
+    assert same is scene
+    assert "No scene is in metres" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("with_poses", "warned"), [((), False), (("d.jpg",), False), (("d.jpg", "c.jpg"), True)]
+)
+def test_given_poses_are_scaled_too_and_that_is_said(with_poses, warned, caplog):
+    scene = scene_of()
+    known = ScaleFrom(first="sub/b.jpg", second="d.jpg", metres=3 * distance(scene, 1, 3))
+    (after,) = scale_scenes((scene,), known, with_poses=with_poses)
+    assert distance(after, 0, 2) == pytest.approx(3 * distance(scene, 0, 2), rel=1e-5)
+    words = "the poses of --cameras, and all else, were scaled by 3"
+    assert (words in caplog.text) is warned
 
 
 @pytest.mark.parametrize("metres", [0.0, -1.0, math.nan, math.inf])

@@ -37,6 +37,11 @@ def test_given_cameras_are_not_called_a_failure():
     assert text == "3 of 3 photos placed; cameras as given; 50 % of the depth confirmed"
 
 
+def test_given_cameras_that_were_scaled_are_not_as_given():
+    text = sentence([replace(scene(), metric=True)], [], [None], cameras_given=True)
+    assert text == "3 of 3 photos placed; cameras as given, but scaled"
+
+
 def test_given_cameras_are_not_called_estimated():
     text = sentence([scene()], [replace(IMPROVED, improved=False)], [None], cameras_given=True)
     assert text == "3 of 3 photos placed; cameras as given"

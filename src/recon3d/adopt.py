@@ -29,7 +29,8 @@ def with_strays(
 ) -> Scene:
     """Return the scene with photos that it lacks behind its own.
 
-    They are where they were given to be, others at the first camera's place.
+    They are where they were given to be (with float64 then, as that may be far away), others at the
+    first camera's place.
 
     Args:
         scene: what was aligned.
@@ -39,14 +40,16 @@ def with_strays(
         cameras: what is known of all views, or nothing.
     """
     alone = strays_alone(strays, views, config, cameras)
-    places = scene.cam2world[:1].repeat(len(strays), 1, 1)
     order = list(strays)
-    for n, pose in poses_of(cameras, order).items():
+    poses = poses_of(cameras, order)
+    cam2world = scene.cam2world.double() if poses else scene.cam2world
+    places = cam2world[:1].repeat(len(strays), 1, 1)
+    for n, pose in poses.items():
         places[order.index(n)] = pose.to(places)
     return replace(
         scene,
         views=scene.views + alone.views,
-        cam2world=torch.cat((scene.cam2world, places)),
+        cam2world=torch.cat((cam2world, places)),
         intrinsics=torch.cat((scene.intrinsics, alone.intrinsics.to(scene.intrinsics))),
         depth=scene.depth + alone.depth,
         confidence=scene.confidence + alone.confidence,

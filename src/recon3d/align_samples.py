@@ -276,11 +276,12 @@ def _places(
 def _within(
     mask: Bool[Tensor, "height width"], others: Int64[Tensor, " sample"], seed: int
 ) -> Int64[Tensor, " sample"]:
-    """Return as many pixels of the mask, spread evenly; where it has fewer, all, and then others."""
-    usable, count = mask.flatten(), len(others)
+    """Return as many pixels of the mask, spread evenly; if it has fewer, all, and then others."""
+    (height, width), count = mask.shape, len(others)
+    usable = mask.flatten()
     inside = usable.nonzero()[:, 0]
     if len(inside) > count:
-        more = sample_pixels(*mask.shape, 2 * count * len(usable) // len(inside), seed)
+        more = sample_pixels(height, width, 2 * count * len(usable) // len(inside), seed)
         inside = more[usable[more]][:count]
     return torch.cat((inside, others[: count - len(inside)]))
 

@@ -34,7 +34,7 @@ from recon3d.bundle_join import join_views
 from recon3d.bundle_map import Mapped, map_cameras
 from recon3d.bundle_pair import place_pair
 from recon3d.bundle_scene import rebuilt_scene
-from recon3d.bundle_solve import Problem, Rig, adjust, fit_tracks, problem_of
+from recon3d.bundle_solve import UNIT, Problem, Rig, adjust, fit_tracks, problem_of
 from recon3d.colmap_extra import require_pycolmap
 from recon3d.config import RefineConfig
 from recon3d.features import RgbOf
@@ -132,7 +132,7 @@ def refine_scene(
         UsageError: pycolmap is missing; says how to install it.
     """
     require_pycolmap()
-    middle = whole_middle(scene)
+    middle = whole_middle(scene, fixed)
     near = shifted(scene, -middle)
     evidence = Evidence(near, matches, config, rgb_of, track)
     problem_for = partial(problem_of, near, fixed=fixed, calibrated=calibrated)
@@ -152,7 +152,8 @@ def refine_scene(
     held = sorted(set(best.used.view.tolist()))
     report = replace(best.report, refined=tuple(scene.views[n].name for n in held))
     if evidence.from_features and not problem.constant_pose.any():
-        report = replace(report, parallax=show_parallax(evidence.anywhere, scene.views))
+        parallax = show_parallax(evidence.anywhere, problem.centre, problem.unit / UNIT)
+        report = replace(report, parallax=parallax)
     if report.reason:
         logger.warning("bundle adjustment left the scene as it was: %s", report.reason)
         return scene, report
@@ -168,13 +169,13 @@ def refine_scene(
     better, depth_error = rebuilt_scene(near, problem, best.rig, best.used, doubt)
     logger.info(
         "bundle adjustment of %d tracks%s: %.2f -> %.2f thousandths of the long edge on %d others;"
-        " depth maps differ from the tracks by %.1f %%",
+        " depth maps differ from the tracks by %s",
         best.used.n_tracks,
         ", cameras placed anew" if report.remapped else "",
         1e3 * report.error_before,
         1e3 * report.error_after,
         report.n_held_out,
-        100 * depth_error,
+        f"{100 * depth_error:.1f} %" if math.isfinite(depth_error) else "an unknown share",
     )
     return shifted(better, middle), replace(report, improved=True, depth_error=depth_error)
 

@@ -10,14 +10,16 @@ from torch import Tensor
 from recon3d.geometry import compose, invert_rigid, pixel_grid
 from recon3d.types import Scene
 
+_NEAREST = 12
+
 Maps = Sequence[Float[Tensor, "_ _"]]
 
 
 def lower_conflicts(scene: Scene, tolerance: float) -> Scene:
     """Return the scene with confidence 0 wherever a more confident view looks through a point.
 
-    Only views that a used pair joins are compared (all with all where the scene has no pairs), so
-    the work grows with the number of pairs. See `conflicts`.
+    Only views that a used pair joins are compared, those that none joins with the nearest, so the
+    work grows with the number of pairs. See `conflicts`.
     """
     found = conflicts(
         scene.depth,
@@ -92,15 +94,22 @@ def conflicts(
 
 
 def _neighbours(scene: Scene) -> list[list[int]]:
-    """Return the views that a used pair joins to each view."""
+    """Return the views that a used pair joins to each view, the nearest to one that none joins.
+
+    No pair does where image features alone place a photo.
+    """
     views = range(len(scene.views))
-    if not scene.edges:
-        return [[j for j in views if j != i] for i in views]
     place = {view.name: n for n, view in enumerate(scene.views)}
     joined: list[set[int]] = [set() for _ in views]
     for edge in scene.edges:
         if edge.used and edge.first in place and edge.second in place:
             i, j = place[edge.first], place[edge.second]
+            joined[i].add(j)
+            joined[j].add(i)
+    centre = scene.cam2world[:, :3, 3].double()
+    for i in [i for i in views if not joined[i]]:
+        nearest = (centre - centre[i]).norm(dim=-1).argsort(stable=True).tolist()
+        for j in [j for j in nearest if j != i][:_NEAREST]:
             joined[i].add(j)
             joined[j].add(i)
     return [sorted(others) for others in joined]

@@ -10,6 +10,8 @@ from jaxtyping import Float64
 THRESHOLD_PX = 1.0
 FEWEST_MATCHES = 8
 """With fewer, an essential matrix (5 points) has next to nothing left to be checked by."""
+_FARTHEST = 1e4
+"""In baselines, as far as points count: OpenCV's 50 leaves nothing of distant scenes."""
 _SEED = 0
 
 
@@ -81,8 +83,13 @@ def essential_pose(
         return None
     best, most = None, 0
     for candidate in essential.reshape(-1, 3, 3):
-        in_front, rotation, translation, _ = cv2.recoverPose(
-            np.ascontiguousarray(candidate), first, second, common, mask=inlier.copy()
+        in_front, rotation, translation, _, _ = cv2.recoverPose(
+            np.ascontiguousarray(candidate),
+            first,
+            second,
+            common,
+            distanceThresh=_FARTHEST,
+            mask=inlier.copy(),
         )
         if in_front > most:
             best, most = (rotation, translation), in_front

@@ -53,7 +53,7 @@ def write_glb(
     colours = _LINEAR[cloud.rgb]
     world = "x right, y up, z backward in the first camera"
     if not in_first_camera:
-        world = "of the given cameras, y and z negated"
+        world = "of the given cameras, " + "scaled, " * (units == "metres") + "y and z negated"
     document = _document(points, node, {"world": world, "units": units})
     text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
     text += b" " * (-len(text) % 4)

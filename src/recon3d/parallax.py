@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
+from torch import Tensor
 
 from recon3d.essential import sampson_distance
 from recon3d.matches import Matches
-from recon3d.types import View
 
 _MIN_MATCHES = 20  # that a pair needs to be heard
 _MAX_MATCHES = 150  # of a pair that are looked at
@@ -30,31 +30,39 @@ _LEAST_DEPTH = 1e-3  # of a ray that was turned: behind the camera is as far off
 _ANY = 4.0  # radians: no bound
 
 
-def show_parallax(matches: Sequence[Matches], views: Sequence[View]) -> bool | None:
+def show_parallax(
+    matches: Sequence[Matches],
+    centre: Float64[Tensor, "view 2"],
+    edges: Float64[Tensor, "view 2"],
+) -> bool | None:
     """Say whether the photos were taken from more places than one; None where they do not tell.
 
     Args:
         matches: of image features, on common epipolar lines; coarser ones cannot tell.
-        views: those that the matches are about.
+        centre: the principal point of each view in its pixels.
+        edges: the long edges of the photo that a pixel of each view is, along x and y; they differ
+            where focal lengths do.
     """
     pairs = [one for one in matches if len(one.confidence) >= _MIN_MATCHES]
     moved = 0
     for one in pairs:
-        moved += not _is_rotation(*(_normalised(one, views, n) for n in (one.i, one.j)))
+        moved += not _is_rotation(
+            *(
+                _normalised(pixels, centre[n], edges[n])
+                for n, pixels in ((one.i, one.pixels_i), (one.j, one.pixels_j))
+            )
+        )
         if len(pairs) - moved < _MIN_SHARE * len(pairs):
             return True
     return False if pairs else None
 
 
-def _normalised(one: Matches, views: Sequence[View], n: int) -> Float64[np.ndarray, "match 2"]:
-    """Return some matches in view n, relative to the photo's centre, in long edges of the photo."""
-    view = views[n]
-    pixels = (one.pixels_i if n == one.i else one.pixels_j).double().numpy(force=True)
-    pixels = pixels[:: -(-len(pixels) // _MAX_MATCHES)]
-    view2photo = np.linalg.inv(view.photo2view.double().numpy(force=True))
-    centre = np.array((view.photo_width, view.photo_height)) / 2
-    in_photo = pixels @ view2photo[:2, :2].T + view2photo[:2, 2]
-    found: np.ndarray = (in_photo - centre) / max(view.photo_width, view.photo_height)
+def _normalised(
+    pixels: Float[Tensor, "match 2"], centre: Float64[Tensor, "2"], edges: Float64[Tensor, "2"]
+) -> Float64[np.ndarray, "some 2"]:
+    """Return some pixels relative to the principal point, in long edges of the photo."""
+    some = pixels[:: -(-len(pixels) // _MAX_MATCHES)].double().cpu()
+    found: np.ndarray = ((some - centre) * edges).numpy(force=True)
     return found
 
 

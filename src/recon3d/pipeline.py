@@ -23,7 +23,13 @@ from recon3d.device import unless_out_of_memory
 from recon3d.errors import DisconnectedError
 from recon3d.fitting import Fit, smaller_and_smaller
 from recon3d.given import read_cameras
-from recon3d.known_cameras import all_given, check_focal, given_intrinsics, is_calibrated
+from recon3d.known_cameras import (
+    all_given,
+    check_focal,
+    given_intrinsics,
+    is_calibrated,
+    poses_of,
+)
 from recon3d.masks import with_masks
 from recon3d.matches import Matches, collect_matches, merge_orders
 from recon3d.memory import alignment_bytes, free_device_bytes, thinned
@@ -179,7 +185,8 @@ def reconstruct_groups(
             strict=True,
         )
     if known_size is not None:
-        scenes = scale_scenes(scenes, known_size)
+        poses = poses_of(aligned.cameras, range(len(aligned.cameras)))
+        scenes = scale_scenes(scenes, known_size, with_poses={views[n].name for n in poses})
     placed = {view.name for scene in scenes for view in scene.views}
     of_placed = [
         camera for view, camera in zip(views, aligned.cameras, strict=False) if view.name in placed

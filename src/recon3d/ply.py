@@ -46,7 +46,7 @@ def write_ply(
     properties = [f"property {_PLY_NAMES[kind[name].str]} {name}" for name in kind.names or ()]
     world = "x right, y down, z forward in the first camera"
     if not in_first_camera:
-        world = "of the given cameras"
+        world = "of the given cameras" + ", scaled" * (units == "metres")
     header = [
         "ply",
         "format binary_little_endian 1.0",

@@ -86,6 +86,9 @@ def refined(
     """
     number = {view.name: n for n, view in enumerate(material.views)}
     members = [number[view.name] for view in scene.views]
+    if material.cameras and all(is_exact(material.cameras[n], config.align) for n in members):
+        reason = "its cameras were given"
+        return scene, RefineReport(improved=False, reason=reason, sharp_pairs=0, n_tracks=0)
     new = {n: k for k, n in enumerate(members)}
     poses = {new[n]: pose for n, pose in poses_of(material.cameras, members).items()}
     are_fixed = config.align.cameras_are is CamerasAre.FIXED
@@ -242,8 +245,14 @@ def refined_with_strays(
     better, report = refined(extended, material, config, track=track)
     if not report.improved:
         return refined(scene, material, config, track=track)
+    poses = poses_of(material.cameras, range(len(material.cameras)))
+    held = placed | set(report.refined)
     better = without_unplaced(
-        better, len(scene.views), report.refined, material.views, keep_world=has_poses(material)
+        better,
+        len(scene.views),
+        report.refined,
+        material.views,
+        keep_world=any(material.views[n].name in held for n in poses),
     )
     adopted = [view.name for view in better.views if view.name not in placed]
     if adopted:

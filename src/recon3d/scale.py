@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -101,6 +101,11 @@ def scale_scene(scene: Scene, i: int | str, j: int | str, metres: float) -> Scen
             f" {scene.views[second].name!r} are in the same place ({distance:.3g} units apart)."
             " Give two photos taken from different places."
         )
+    if any(math.isinf(scene.verdicts[n].position_uncertainty) for n in (first, second)):
+        raise UsageError(
+            "--scale-from: the photos show no parallax, so that nobody knows how far apart their"
+            " cameras are. Give two photos taken from different places."
+        )
     origin = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     return replace(moved_scene(scene, metres / distance, *origin), metric=True)
 
@@ -121,15 +126,19 @@ def moved_scene(
     )
 
 
-def whole_middle(scene: Scene) -> Float64[Tensor, "3"]:
-    """Return the mean of the cameras' centres in whole numbers; 0 but for worlds with float64.
+def whole_middle(scene: Scene, fixed: Collection[int] = ()) -> Float64[Tensor, "3"]:
+    """Return where most cameras are in whole numbers; 0 but for worlds with float64.
 
-    About it products of coordinates keep their digits, however far away the origin of a given world
-    is; a whole number taken off and added again rounds them in the last digit at most.
+    That is the mean of the centres of the `fixed` views, which stay, else the median of all: some
+    may have poses in a world that the others will only be brought to. About it products of
+    coordinates keep their digits, however far away the origin of a given world is; a whole number
+    taken off and added again rounds them in the last digit at most.
     """
     if scene.cam2world.dtype != torch.float64:
         return torch.zeros(3, dtype=torch.float64)
-    return scene.cam2world[:, :3, 3].double().cpu().mean(0).round()
+    centres = scene.cam2world[:, :3, 3].double().cpu()
+    middle = centres[list(fixed)].mean(0) if fixed else centres.median(0).values
+    return middle.round()
 
 
 def shifted(scene: Scene, by: Float64[Tensor, "3"]) -> Scene:
@@ -139,9 +148,12 @@ def shifted(scene: Scene, by: Float64[Tensor, "3"]) -> Scene:
     return replace(scene, cam2world=cam2world)
 
 
-def scale_scenes(scenes: tuple[Scene, ...], known: ScaleFrom) -> tuple[Scene, ...]:
+def scale_scenes(
+    scenes: tuple[Scene, ...], known: ScaleFrom, *, with_poses: Collection[str] = ()
+) -> tuple[Scene, ...]:
     """Return the scenes, that with both photos of the known distance in metres, and say so.
 
+    The poses of the photos `with_poses` were given; that these are scaled with the world is said.
     Where no scene has both, or where their distance tells nothing, scenes stay as they are, with a
     warning: they have taken too much time to be lost.
     """
@@ -165,6 +177,12 @@ def scale_scenes(scenes: tuple[Scene, ...], known: ScaleFrom) -> tuple[Scene, ..
     except UsageError as error:
         logger.warning("%s No scene is in metres.", error)
         return scenes
+    for before, after in zip(scenes, scaled, strict=True):
+        if after.metric and len([view for view in after.views if view.name in with_poses]) > 1:
+            logger.warning(
+                "--scale-from: the poses of --cameras, and all else, were scaled by %.6g",
+                _size(after) / _size(before),
+            )
     logger.info(
         "in metres: %g m between the cameras of %s and %s",
         known.metres,
@@ -172,6 +190,11 @@ def scale_scenes(scenes: tuple[Scene, ...], known: ScaleFrom) -> tuple[Scene, ..
         known.second,
     )
     return scaled
+
+
+def _size(scene: Scene) -> float:
+    centres = scene.cam2world[:, :3, 3].double()
+    return float((centres - centres[0]).norm(dim=-1).max())
 
 
 def _name(photo: str, names: Sequence[str], n_numbered: int, left_out: Iterable[LeftOut]) -> str:

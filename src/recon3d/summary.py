@@ -37,7 +37,7 @@ def sentence(
         text += f" in {len(scenes)} groups ({sizes})"
     n_refined = sum(report.improved for report in refinements)
     if cameras_given:
-        text += "; cameras as given"
+        text += "; cameras as given" + ", but scaled" * any(scene.metric for scene in scenes)
     elif refinements:
         what = "cameras" if n_refined == len(scenes) else f"cameras of {n_refined} groups"
         text += f"; {what} refined" if n_refined else "; cameras as estimated, not refined"
