@@ -188,5 +188,5 @@ def test_colmap_says_why_there_is_nothing(tmp_path: Path) -> None:
 
 def test_without_colmap_the_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycolmap", None)
-    with pytest.raises(UsageError, match=r"pip install 'recon3d\[colmap\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'pycolmap>=4"):
         require_colmap()

@@ -346,5 +346,5 @@ def test_descriptors_adjust_cameras_where_the_points_are_too_rough() -> None:
 
 def test_a_missing_solver_names_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycolmap", None)
-    with pytest.raises(UsageError, match=r"pip install 'recon3d\[colmap\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'pycolmap>=4"):
         refine_scene(spoilt_scene(), true_matches(), CONFIG)

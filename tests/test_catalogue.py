@@ -197,6 +197,27 @@ def test_cache_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert cache_folder() == Path("/local/recon3d/Cache")
 
 
+def test_without_a_home_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("RECON3D_CACHE")
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert not any(is_downloaded(name) for name in CATALOGUE)
+    with pytest.raises(UsageError, match=r"no home folder .* Set RECON3D_CACHE"):
+        cache_folder()
+
+
+def test_a_cache_that_may_not_be_looked_into_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    assert not is_downloaded(next(iter(CATALOGUE)))
+
+
 def test_list_shows_every_name_and_the_licence(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("weights", "list", "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -402,7 +423,7 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
 
 def test_a_cache_that_cannot_be_written(hub: Hub, cache: Path) -> None:
     cache.write_text("a file is in the way")
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match=r"cannot be written: .* RECON3D_CACHE says where"):
         download(NAME, licence_accepted=True)
 
 
@@ -410,7 +431,7 @@ def test_without_the_extra_the_line_to_install_it_is_shown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(UsageError, match=r"pip install recon3d\[download\]"):
+    with pytest.raises(UsageError, match=r"pip install 'huggingface-hub>=1"):
         download(NAME, licence_accepted=True)
 
 

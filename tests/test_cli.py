@@ -648,6 +648,9 @@ def test_each_fault_has_its_code_and_one_line(
         (RuntimeError("boom"), 1, "RuntimeError: boom"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "BrokenPipeError: "),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 6, "device: 'x'. Free some space."),
+        (PermissionError(errno.EACCES, "Permission denied", "/r/x"), 6, "3d: /r/x: Permission den"),
+        (ModuleNotFoundError("No module named 'scipy'", name="scipy"), 6, "`recon3d doctor`"),
+        (ModuleNotFoundError("recon3d.x", name="recon3d.x"), 1, "unexpected fault"),
     ],
 )
 def test_other_faults(
@@ -689,6 +692,21 @@ def test_sigterm_is_one_line_and_code_143(folder: Path, module: str):
     done = run_python("-c", code, cwd=folder)
     assert (done.returncode, done.stderr) == (143, "recon3d: interrupted (SIGTERM).\n")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a folder in use cannot be deleted")
+def test_a_current_folder_that_was_deleted_is_said(folder: Path):
+    code = (
+        "import os, sys\n"
+        "from recon3d import cli\n"
+        "os.rmdir(os.getcwd())\n"
+        "cli.main(['run', '/photos', '-o', '/tmp/a.ply'])\n"
+    )
+    inside = folder / "gone"
+    inside.mkdir()
+    done = run_python("-c", code, cwd=inside)
+    assert done.returncode == 2
+    assert done.stderr == "recon3d: the current folder was deleted. Change to another one.\n"
 
 
 def test_a_bug_shows_its_traceback_only_with_v(

@@ -1,15 +1,19 @@
 """`recon3d evaluate` as users meet it."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from recon3d import weights
+from recon3d import evaluate, weights
 from recon3d.cli import main
-from recon3d.config import ModelConfig
+from recon3d.config import ModelConfig, RunConfig
+from recon3d.errors import UsageError
 from recon3d.model import TwoViewModel
+from recon3d.pipeline import reconstruct
+from recon3d.score_table import Table
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 SMALL = ModelConfig(image_size=64, enc_dim=24, enc_depth=1, dec_dim=24, dec_depth=1)
@@ -45,6 +49,38 @@ def test_the_table_is_written_shown_and_printed(
     assert json.loads(shown.out) == written
     assert "Two views, intrinsics known" in shown.err
     assert f"wrote {output}" in shown.err
+
+
+def test_a_table_that_cannot_be_written_is_shown(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    measure = evaluate.evaluate
+
+    def and_meanwhile(*arguments: object, **options: object) -> Table:
+        folder.rmdir()
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "evaluate", and_meanwhile)
+    options = ("--weights", small, "--scenes", "room", "--max-photos", 2, "--no-refine", "--json")
+    assert call(SAMPLES, "-o", folder / "table.json", *options) == 2
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["format"] == "recon3d-evaluation"
+    assert "Two views, intrinsics known" in shown.err
+    assert "cannot be written" in shown.err
+
+
+def test_refinement_without_pycolmap_is_refused_before_any_work(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    options = ("--weights", small, "--refine")
+    assert call(SAMPLES / "room", "-o", tmp_path / "table.json", *options) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("recon3d: --refine needs pycolmap: pip install 'pycolmap>=")
+    with pytest.raises(UsageError, match="--refine needs pycolmap"):
+        reconstruct([str(SAMPLES / "room" / "images")], RunConfig(weights="nowhere", refine=True))
 
 
 def test_quiet_says_nothing(

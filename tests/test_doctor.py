@@ -1,3 +1,5 @@
+import importlib.metadata
+import re
 import shutil
 from pathlib import Path
 
@@ -36,6 +38,28 @@ def test_what_the_suite_itself_needs_is_found():
 def test_whatever_is_missing_comes_with_a_remedy():
     for check in doctor.checks():
         assert check.ok or check.remedy
+
+
+def test_remedies_name_what_extras_ask_for_and_never_a_stranger(monkeypatch: pytest.MonkeyPatch):
+    """Elsewhere another package is called recon3d."""
+
+    def missing(name: str) -> object:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    wanted = [r.replace('"', "'") for r in importlib.metadata.requires("recon3d") or ()]
+    extras = {
+        extra: requirement.split(";")[0].strip()
+        for requirement in wanted
+        for extra in ("colmap", "download", "heic")
+        if requirement.endswith(f"extra == '{extra}'")
+    }
+    monkeypatch.setattr(doctor.importlib, "import_module", missing)
+    found = by_name()
+    checks = {"colmap": "refinement", "download": "downloads", "heic": "heic photos"}
+    for extra, name in checks.items():
+        assert found[name].remedy == f"pip install '{extras[extra]}'"
+    for path in Path(doctor.__file__).parent.rglob("*.py"):
+        assert not re.search(r"install recon3d\b(?! from)|recon3d\[", path.read_text()), path
 
 
 def test_a_package_that_cannot_be_loaded_names_the_system_library(monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from recon3d.errors import WeightsError
+from recon3d.errors import UsageError, WeightsError
 
 FILES = ("config.json", "model.safetensors")
 """The files of a set of weights, as the hub lays them out."""
@@ -95,7 +95,20 @@ CATALOGUE = {
 
 
 def cache_folder() -> Path:
-    """Return where downloads are kept: RECON3D_CACHE, else the platform's place for caches."""
+    """Return where downloads are kept: RECON3D_CACHE, else the platform's place for caches.
+
+    Raises:
+        UsageError: the user has no home folder to keep them in.
+    """
+    try:
+        return _cache_folder()
+    except RuntimeError as error:  # no HOME, and no entry in the list of users, as in containers
+        raise UsageError(
+            "there is no home folder to keep downloads in. Set RECON3D_CACHE to a folder."
+        ) from error
+
+
+def _cache_folder() -> Path:
     if chosen := os.environ.get("RECON3D_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "win32":
@@ -115,7 +128,10 @@ def folder_of(name: str) -> Path:
 
 def is_downloaded(name: str) -> bool:
     """Return whether a download of this name was finished; its files may have changed since."""
-    return (folder_of(name) / RECORD).is_file()
+    try:
+        return (folder_of(name) / RECORD).is_file()
+    except (UsageError, OSError):  # no folder, or one that may not be looked into
+        return False
 
 
 def verified(name: str) -> Path:

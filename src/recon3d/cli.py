@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -243,11 +244,21 @@ def _exit_code(arguments: list[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fault(f"{error}. Free some space.", ResourceError.exit_code)
+        if isinstance(error, PermissionError) and error.filename is not None:
+            advice = "Check the permissions of it and of the folders that it is in."
+            return _fault(f"{error.filename}: {error.strerror}. {advice}", ResourceError.exit_code)
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("recon3d"):
+            text = f"the package {error.name} is missing. Run `recon3d doctor`."
+            return _fault(text, ResourceError.exit_code)
         return _unexpected(error, arguments)
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse empty arguments: as paths they would mean the current folder."""
+    """Refuse empty arguments: as paths they would mean the current folder, which must be there."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:  # libraries end the program with words of their own
+        raise UsageError("the current folder was deleted. Change to another one.") from error
     for before, argument in pairwise(["recon3d", *arguments]):
         name, equals, value = argument.partition("=")
         if not argument or (name.startswith("--") and equals and not value):

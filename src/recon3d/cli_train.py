@@ -381,8 +381,9 @@ def evaluate(
 
         check_outputs([str(output)], overwrite=overwrite)
         table = measure(data, config, track=console)
-        with atomic_write(output) as file:
-            score_table.write_table(table, file)
-    say(f"{score_table.text(table)}\n\nwrote {output}", quiet)
+    say(score_table.text(table), quiet)  # first: nothing is lost if it cannot be written
     if json_output:
         emit(json.dumps(score_table.document(table)))
+    with atomic_write(output) as file:
+        score_table.write_table(table, file)
+    say(f"\nwrote {output}", quiet)

@@ -17,7 +17,7 @@ def require_pycolmap(wanted: str = "--refine") -> ModuleType:
             import pycolmap
     except ImportError as error:
         raise UsageError(
-            f"{wanted} needs pycolmap: pip install 'recon3d[colmap]', or leave it out."
+            f"{wanted} needs pycolmap: pip install 'pycolmap>=4.0', or leave it out."
         ) from error
     # its log goes to stderr, past every handler
     pycolmap.logging.minloglevel = int(pycolmap.logging.Level.FATAL)

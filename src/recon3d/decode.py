@@ -174,7 +174,7 @@ def _decode_heic(data: bytes, config: PhotoConfig) -> Decoded:
     try:
         pillow_heif: Any = importlib.import_module("pillow_heif")
     except ImportError as error:
-        raise InputError("HEIC, which needs: pip install 'recon3d[heic]'") from error
+        raise InputError("HEIC, which needs: pip install 'pillow-heif>=0.18'") from error
     try:
         image = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
         width, height = image.size

@@ -63,21 +63,21 @@ def _checks() -> Iterator[Check]:
         "pycolmap",
         "pycolmap",
         needed=False,
-        remedy="pip install recon3d[colmap]",
+        remedy="pip install 'pycolmap>=4.0'",
     )
     yield _package(
         "downloads",
         "huggingface_hub",
         "huggingface_hub",
         needed=False,
-        remedy="pip install recon3d[download]",
+        remedy="pip install 'huggingface-hub>=1.0'",
     )
     yield _package(
         "heic photos",
         "pillow_heif",
         "pillow-heif",
         needed=False,
-        remedy="pip install recon3d[heic]",
+        remedy="pip install 'pillow-heif>=0.18'",
     )
     yield _compiler()
     yield _memory()
@@ -163,7 +163,7 @@ def _weights() -> Check:
             name="weights",
             ok=False,
             detail=str(error),
-            remedy="pip install --force-reinstall recon3d",
+            remedy="pip install --force-reinstall --no-deps . in a clone of recon3d",
         )
     shown = ", ".join(
         f"{key} {str(facts[key])[:16]}" for key in ("name", "parameters", "sha256") if key in facts

@@ -82,7 +82,8 @@ def _fetch(entry: Published) -> Path:
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise not_writable(partial, error) from error
+        fault = not_writable(partial, error)
+        raise type(fault)(f"{fault} RECON3D_CACHE says where downloads are kept.") from error
     revision = "main"
     for file in FILES:
         remote = _ask(entry.repository, file, revision)
@@ -125,7 +126,7 @@ def _ask(repository: str, file: str, revision: str) -> _Remote:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
     except ImportError as error:
         raise UsageError(
-            "downloads need the package huggingface_hub. Run `pip install recon3d[download]`."
+            "downloads need the package huggingface_hub. Run `pip install 'huggingface-hub>=1.0'`."
         ) from error
 
     endpoint = os.environ.get("HF_ENDPOINT") or None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from recon3d.baselines import require_colmap
+from recon3d.colmap_extra import require_pycolmap
 from recon3d.config import Baseline, EvaluateConfig
 from recon3d.contestants import MULTI, OURS, REFINED, run_method
 from recon3d.errors import UsageError
@@ -115,6 +116,8 @@ def _check(config: EvaluateConfig) -> None:
         raise UsageError(f"at most {config.max_pairs} pairs is too few. Give at least 1.")
     if Baseline.COLMAP in config.baselines:
         require_colmap()
+    if config.run.refine:
+        require_pycolmap()
 
 
 def _in_short(result: Result) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from recon3d.align import align_groups
 from recon3d.align_samples import Cameras
 from recon3d.bundle_check import RefineReport
+from recon3d.colmap_extra import require_pycolmap
 from recon3d.config import RunConfig
 from recon3d.dense import DenseReport, dense_scene
 from recon3d.device import unless_out_of_memory
@@ -128,6 +129,8 @@ def reconstruct_groups(
     pair, as soon as they are known, whether or not a scene comes of them.
     """
     known_size = None if config.scale_from is None else parse_scale_from(config.scale_from)
+    if config.refine:
+        require_pycolmap()  # now, not after all the network's work
     with _reproducible(config):
         device = resolve_device(config.predict.device)
         dtype = resolve_precision(config.predict.precision, device)

@@ -54,7 +54,7 @@ def is_refining(config: RunConfig, n_views: int) -> bool:
     if config.refine is not None:
         return config.refine
     if importlib.util.find_spec("pycolmap") is None:
-        logger.info("cameras are not refined: pip install 'recon3d[colmap]' makes them more exact")
+        logger.info("cameras are not refined: pip install 'pycolmap>=4.0' makes them more exact")
         return False
     return n_views <= REFINED_BY_ITSELF
 

@@ -78,7 +78,7 @@ def locate(name_or_path: str) -> Path:
         if not file.is_file():
             raise WeightsError(
                 f"the weights of the package are missing ({file}). "
-                "Install recon3d again, or give the path of other weights."
+                "Install recon3d from its repository again, or give the path of other weights."
             )
     return path
 
