@@ -12,7 +12,7 @@ from recon3d.align_init import rotation_of, similarity_scale
 from recon3d.align_samples import TINY, Cameras
 from recon3d.align_solve import Anchors
 from recon3d.config import AlignConfig, CamerasAre
-from recon3d.geometry import compose, rotation_angle, similarity, umeyama
+from recon3d.geometry import compose, rotation_angle, similarity, transform_points, umeyama
 from recon3d.known_cameras import poses_of
 from recon3d.scale import moved_scene
 from recon3d.types import Scene
@@ -21,8 +21,9 @@ _PRIOR_ROTATION_RAD = math.radians(1.0)
 _PRIOR_CENTRE = 0.01
 """Standard deviations of a prior pose; the centre's is relative to how far the centres spread."""
 _FAR_DEG, _FAR_SHARE = 15.0, 0.3
+_AGREES = 0.03  # of the spread of given centres, or radians: how exact poses may be expected to be
 _ROUNDS = 30
-_MOST_STEPS = 64  # of cameras, each is compared with so many others
+_MOST_STEPS, _MOST_TRIED = 64, 512
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,16 +122,18 @@ def far_priors(
 def _centred(
     given: Float64[Tensor, "known 4 4"],
 ) -> tuple[Float64[Tensor, "known 4 4"], Float64[Tensor, "3"], float | None]:
-    """Return poses about the mean of their centres, that mean, and how far they spread from it.
+    """Return poses about the median of their centres, that median, and how far they are from it.
 
-    The poses are changed in place. They spread by 1 then; where all centres are one, the spread is
-    None and they keep their size.
+    The poses are changed in place. They spread by 1 then, as a median, so that a wrong pose does
+    not count; where all centres are one, the spread is None and they keep their size.
     """
-    pivot = given[:, :3, 3].mean(0)
+    pivot = given[:, :3, 3].quantile(0.5, dim=0)
     given[:, :3, 3] -= pivot  # near the origin, where turning about it does little harm
-    spread = float(given[:, :3, 3].norm(dim=-1).mean())
-    if spread <= 1e-9 * (1 + float(pivot.norm())):
+    distance = given[:, :3, 3].norm(dim=-1)
+    distance = distance[distance > 1e-9 * (1 + float(pivot.norm()))]
+    if not len(distance):
         return given, pivot, None
+    spread = float(distance.median())
     given[:, :3, 3] /= spread
     return given, pivot, spread
 
@@ -141,38 +144,50 @@ def _world2given(
     """Return the similarity that brings placed views to their given poses, which spread by 1.
 
     Fitted to centres and to points ahead on the three axes, so that centres on a line do no harm;
-    where the centres do not spread, the scale stays. The distances are not squared beyond their
-    median (Huber), and those of the axes follow the median of all between centres, so that a few
-    wrong poses do not move the others.
+    where the centres do not spread, the scale stays. It starts from the two views that most others
+    agree with, and weighs by Cauchy's loss at twice the median error, so that wrong poses, as long
+    as they are the fewer, do not move the others.
     """
     rotation, centre = rotation_of(unit2world), unit2world[:, :3, 3]
-    scale, arm = _typical_scale(centre, given[:, :3, 3]) if sized else (1.0, 1.0)
-    here = torch.cat((centre, *(centre + rotation[:, :, k] * (arm / scale) for k in range(3))))
-    there = torch.cat(
-        (given[:, :3, 3], *(given[:, :3, 3] + given[:, :3, k] * arm for k in range(3)))
-    )
-    weight = torch.ones_like(centre[:, 0])
+    best = _agreed(unit2world, given, sized)
+    scale = float(similarity_scale(best))
+    here = torch.cat((centre, *(centre + rotation[:, :, k] / scale for k in range(3))))
+    there = torch.cat((given[:, :3, 3], *(given[:, :3, 3] + given[:, :3, k] for k in range(3))))
     for _ in range(_ROUNDS):
-        share = weight.repeat(4)
+        off = (transform_points(best, here) - there).norm(dim=-1).view(4, -1).mean(0)
+        share = (1 / (off.square() + 4 * off.median().square() + 1e-18)).repeat(4)
         fitted, turn, shift = umeyama(here, there, share)
         if not sized:
             fitted = torch.ones_like(fitted)
             shift = (share[:, None] * (there - here @ turn.mT)).sum(0) / share.sum()
-        off = (fitted * here @ turn.mT + shift - there).norm(dim=-1).view(4, -1).mean(0)
-        weight = 1 / off.clamp_min(float(off.median()) + 1e-9)
-    return similarity(fitted, turn, shift)
+        best = similarity(fitted, turn, shift)
+    return best
 
 
-def _typical_scale(
-    here: Float64[Tensor, "known 3"], there: Float64[Tensor, "known 3"]
-) -> tuple[float, float]:
-    """Return the median ratio of distances there to those here, and half the median one there."""
-    n = len(here)
-    steps = torch.linspace(1, n - 1, min(n - 1, _MOST_STEPS)).long()
+def _agreed(
+    unit2world: Float64[Tensor, "known 4 4"], given: Float64[Tensor, "known 4 4"], sized: bool
+) -> Float64[Tensor, "4 4"]:
+    """Return the similarity by which two of the views, or one, fit that fits most of all best.
+
+    Of many views not all pairs are tried.
+    """
+    n = len(given)
+    steps = torch.linspace(1, n - 1, min(n - 1, _MOST_STEPS)).long() if sized else torch.zeros(1)
     first = torch.arange(n).repeat(len(steps))
-    second = (first + steps.repeat_interleave(n)) % n
-    ours, given = ((p[first] - p[second]).norm(dim=-1) for p in (here, there))
-    known = (ours > TINY) & (given > TINY)
-    if not bool(known.any()):
-        return 1.0, 1.0
-    return float((given[known] / ours[known]).median()), float(given[known].median()) / 2
+    second = (first + steps.long().repeat_interleave(n)) % n
+    some = slice(None, None, -(-len(first) // _MOST_TRIED))
+    first, second = first[some], second[some]
+    rotation, centre = rotation_of(unit2world), unit2world[:, :3, 3]
+    scale = torch.ones_like(centre[first, 0])
+    if sized:
+        ours, wanted = ((p[first] - p[second]).norm(dim=-1) for p in (centre, given[:, :3, 3]))
+        scale = torch.where((ours > TINY) & (wanted > TINY), wanted / ours.clamp_min(TINY), scale)
+    turn = given[first, :3, :3] @ rotation[first].mT
+    shift = given[first, :3, 3] - scale[:, None] * (turn @ centre[first, :, None]).squeeze(-1)
+    tried = similarity(scale, turn, shift)
+    seen = slice(None, None, -(-n // _MOST_TRIED))
+    moved = transform_points(tried, centre[seen].expand(len(tried), -1, -1))
+    off = (moved - given[seen, :3, 3]).square().sum(-1)
+    turned = turn[:, None] @ rotation[seen] - given[seen, :3, :3]
+    off = off + turned.square().sum((-2, -1))
+    return tried[int(torch.log1p(off / _AGREES**2).sum(-1).argmin())]
