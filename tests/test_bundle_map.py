@@ -154,6 +154,15 @@ def test_given_focal_lengths_stay() -> None:
     assert errors(scene, truth())["rotation_deg"] < 0.05
 
 
+def test_given_focal_lengths_stay_though_they_are_wrong() -> None:
+    start = start_scene(truth(), focal_source="given")
+    start.intrinsics[:, [0, 1], [0, 1]] *= 0.6
+    scene, _ = refine_scene(start, true_matches(), CONFIG)
+    assert torch.allclose(scene.intrinsics, start.intrinsics)
+    mapped = mapped_from(start, true_matches())
+    assert mapped is None or torch.equal(mapped.rig.focal, problem_of(start, CONFIG, ())[1].focal)
+
+
 @pytest.mark.parametrize("fixed", [(2,), (0, 3), (1, 2, 4)])
 def test_given_places_stay_and_set_the_world(fixed: tuple[int, ...]) -> None:
     start = start_scene(truth())

@@ -17,6 +17,7 @@ LAYERS = (
     "pairs_extra synth.ground synth.materials",
     "geometry attention compiled muon grow published cameras matches ply glb scene_file views "
     "baselines",
+    "overlays",
     "heads match_file known_cameras tracks features wide_check given_files masks "
     "scale checkpoint sweep parallel repeats decode synth.shapes",
     "photos given clean model skips losses sharpen patch_net parallax sweep_check partners "

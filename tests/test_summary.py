@@ -6,11 +6,12 @@ import torch
 
 from exact_scene import exact_scene
 from recon3d.align import align
+from recon3d.align_verdicts import ELSEWHERE
 from recon3d.bundle_check import RefineReport
 from recon3d.config import AlignConfig
 from recon3d.dense import DenseReport
 from recon3d.summary import sentence
-from recon3d.types import LeftOut, Scene
+from recon3d.types import EdgeVerdict, LeftOut, Scene
 
 IMPROVED = RefineReport(improved=True, reason="", sharp_pairs=3, n_tracks=50)
 REFUSED = RefineReport(improved=False, reason="no texture", sharp_pairs=0, n_tracks=0)
@@ -45,6 +46,24 @@ def test_given_cameras_that_were_scaled_are_not_as_given():
 def test_given_cameras_are_not_called_estimated():
     text = sentence([scene()], [replace(IMPROVED, improved=False)], [None], cameras_given=True)
     assert text == "3 of 3 photos placed; cameras as given"
+
+
+def test_a_second_place_among_what_was_left_out_is_said():
+    def pair(first: str, second: str, reason: str) -> EdgeVerdict:
+        return EdgeVerdict(first=first, second=second, used=False, reason=reason, confidence=9.0)
+
+    left_out = tuple(LeftOut(name=name, reason="no overlap") for name in "abcde")
+    edges = (
+        pair("a", "b", ELSEWHERE),
+        pair("b", "c", ELSEWHERE),
+        pair("c", "d", "low confidence"),
+        pair("e", "0.jpg", ELSEWHERE),
+    )
+    found = replace(scene(left_out), edges=edges)
+    hint = "5 left out (3 of them belong together: --all-components gives them a scene): a (no over"
+    assert hint in sentence([found])
+    assert "all-components" not in sentence([found, scene()])
+    assert "all-components" not in sentence([replace(found, edges=edges[2:])])
 
 
 def test_missing_parallax_is_said():

@@ -28,6 +28,7 @@ USUAL_FOCAL = 1.2 * UNIT
 _CENTRE = UNIT / 2  # COLMAP wants pixels inside of the image
 _MIN_SHARE = 0.5  # of the views, that a model must hold
 _FULL_SHARE = 0.9  # ... that end the search
+_CHANGED = 0.02  # of a focal length: with more its camera is elsewhere
 _MAX_MODELS = 3  # starts from other pairs of views
 _MAX_TRIALS = 30  # pairs of views to start from; COLMAP tries 200, which on nonsense takes long
 # COLMAP's own limits are made for many photos; of few, each pair of views must be put to use: a car
@@ -87,7 +88,7 @@ def map_cameras(
     if best is None or best.num_reg_images() < max(2, _MIN_SHARE * n_views):
         return None
     logger.info("COLMAP places %d of %d photos anew", best.num_reg_images(), n_views)
-    return _in_world(_mapped(best, start), problem, start)
+    return _in_world(_mapped(best, problem, start), problem, start)
 
 
 def _largest_model(
@@ -118,6 +119,8 @@ def _largest_model(
     options.num_threads = 1  # the same on every run
     options.ba_refine_focal_length = problem.config.refine_focal and not keep_focal
     options.ba_refine_extra_params = False
+    # an image that joins would have its focal length refined, constant or not
+    options.mapper.abs_pose_refine_focal_length = not bool(problem.constant_focal.all())
     with tempfile.TemporaryDirectory(prefix="recon3d-map-") as scratch:
         path = Path(scratch) / "database.db"
         trusted = trusted_focal | keep_focal
@@ -183,15 +186,23 @@ def _write(
     return cameras
 
 
-def _mapped(model: Any, start: Rig) -> Mapped:
+def _mapped(model: Any, problem: Problem, start: Rig) -> Mapped:
+    """Return COLMAP's cameras, without those for which it changed a focal length that stays."""
     cam2world, focal = start.cam2world.clone(), start.focal.clone()
     placed = torch.zeros(len(focal), dtype=torch.bool)
     for number in model.reg_image_ids():
         image = model.images[number]
+        own = float(model.cameras[image.camera_id].params[0])
+        if (
+            problem.constant_focal[number - 1]
+            and abs(own / float(focal[number - 1]) - 1) > _CHANGED
+        ):
+            continue
         world2cam = torch.eye(4, dtype=torch.float64)
         world2cam[:3] = torch.from_numpy(image.cam_from_world().matrix())
         cam2world[number - 1] = invert_rigid(world2cam)
-        focal[number - 1] = float(model.cameras[image.camera_id].params[0])
+        if not problem.constant_focal[number - 1]:
+            focal[number - 1] = own
         placed[number - 1] = True
     return Mapped(rig=Rig(cam2world=cam2world, focal=focal), placed=placed)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recon3d.config import RefineConfig
 from recon3d.matches import Matches, select, without_repeats
+from recon3d.overlays import without_overlays
 from recon3d.progress import Track, silent
 from recon3d.types import View
 
@@ -204,7 +205,7 @@ def match_photos(
     lines are left out. `track` is told the stage "matching".
     """
     root = {n: root_sift(features[n].descriptors) for pair in pairs for n in pair}
-    found = []
+    rough = []
     for done, (i, j) in enumerate(pairs, start=1):
         ratio = min(_WIDE_RATIO, config.max_ratio)
         index_i, index_j, similarity = most_similar(root[i], root[j], ratio)
@@ -215,10 +216,9 @@ def match_photos(
             pixels_j=features[j].pixels[index_j],
             confidence=similarity,
         )
-        kept = on_epipolar_lines(without_repeats(one), views)
-        if kept is not None:
-            found.append(kept)
+        rough.append(without_repeats(one))
         track("matching", done, len(pairs))
+    found = all_on_epipolar_lines(rough, views)
     logger.info("features match in %d of %d pairs of photos", len(found), len(pairs))
     return found
 
@@ -260,6 +260,12 @@ def most_similar(
     _, single = np.unique(best_j[chosen], return_index=True)  # of rows that are alike, the first
     match = torch.from_numpy(chosen[np.sort(single)])
     return match, torch.from_numpy(best_j)[match], torch.from_numpy(top[:, 0])[match]
+
+
+def all_on_epipolar_lines(found: Sequence[Matches], views: Sequence[View]) -> list[Matches]:
+    """Return `on_epipolar_lines` of each pair, without the pairs and the overlays that do not."""
+    kept = (on_epipolar_lines(one, views) for one in without_overlays(found, views))
+    return [one for one in kept if one is not None]
 
 
 def on_epipolar_lines(one: Matches, views: Sequence[View]) -> Matches | None:

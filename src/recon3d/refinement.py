@@ -67,8 +67,12 @@ def has_poses(material: Material) -> bool:
 def exact_views(
     scene: Scene, report: RefineReport | None, material: Material, config: RunConfig
 ) -> frozenset[str]:
-    """Return the names of the views with exact cameras: refined, or given in full and fixed."""
-    names = set(report.refined) if report is not None and report.improved else set()
+    """Return the names of the views with exact cameras: refined, or given in full and fixed.
+
+    Without parallax refinement tells no positions.
+    """
+    tells = report is not None and report.improved and report.parallax is not False
+    names = set(report.refined) if report is not None and tells else set()
     names |= {
         view.name
         for view, camera in zip(material.views, material.cameras, strict=False)

@@ -17,9 +17,9 @@ from recon3d.config import RefineConfig
 from recon3d.features import (
     Features,
     RgbOf,
+    all_on_epipolar_lines,
     gather_features,
     most_similar,
-    on_epipolar_lines,
     root_sift,
 )
 from recon3d.matches import Matches, select, without_repeats
@@ -49,13 +49,10 @@ def sharpen_matches(
     features = {} if known is None else known
     wanted = {n for one in matches for n in (one.i, one.j)}
     gather_features(wanted, views, rgb_of, config, features, track=track)
-    sharp = []
-    for one in matches:
-        found = on_epipolar_lines(
-            guided_matches(one, features[one.i], features[one.j], views, config), views
-        )
-        if found is not None:
-            sharp.append(found)
+    guided = [
+        guided_matches(one, features[one.i], features[one.j], views, config) for one in matches
+    ]
+    sharp = all_on_epipolar_lines(guided, views)
     logger.info("image features sharpen %d of %d pairs", len(sharp), len(matches))
     return sharp
 

@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from recon3d.align_verdicts import ELSEWHERE
 from recon3d.bundle_check import RefineReport
 from recon3d.cameras import photo_intrinsics
 from recon3d.config import PredictConfig
 from recon3d.console import Console
 from recon3d.dense import DenseReport
+from recon3d.pairs import connected_components
 from recon3d.pipeline import Reconstruction
 from recon3d.predict import resolve_device, resolve_precision
 from recon3d.types import PointCloud, Scene
@@ -60,9 +62,24 @@ def sentence(
         text += f"; {doubtful} pairs contradict the others and were not used"
     if not left_out:
         return text
-    return f"{text}; {len(left_out)} left out: " + ", ".join(
+    hint, together = "", _together(scenes[0]) if len(scenes) == 1 else 0
+    if together:
+        hint = f" ({together} of them belong together: --all-components gives them a scene)"
+    return f"{text}; {len(left_out)} left out{hint}: " + ", ".join(
         f"{entry.name} ({entry.reason})" for entry in left_out
     )
+
+
+def _together(scene: Scene) -> int:
+    """Return how many photos that were left out good pairs join to one another; 0 if none."""
+    number = {entry.name: n for n, entry in enumerate(scene.left_out)}
+    good = [
+        (number[edge.first], number[edge.second])
+        for edge in scene.edges
+        if edge.reason == ELSEWHERE and {edge.first, edge.second} <= number.keys()
+    ]
+    largest = max(connected_components(len(number), good), key=len, default=[])
+    return len(largest) if len(largest) > 1 else 0
 
 
 def document(
