@@ -31,7 +31,7 @@ LAYERS = (
     "synth.family_outdoor synth.family_piles",
     "bundle_centre align_given align_refine align_dense bundle_conflict warm_start weights_info "
     "synth.families",
-    "align_place bundle synth.folder",
+    "align_place bundle given_check synth.folder",
     "align_verdicts refinement",
     "align synth batches",
     "export supply two_view contact_sheet patch_pairs",

@@ -20,7 +20,7 @@ from recon3d.refinement import (
     from_features_alone,
     refined,
     refined_with_strays,
-    warn_of_priors,
+    warn_of_given,
     without_doubtful,
     without_positions,
 )
@@ -303,7 +303,7 @@ def test_far_priors_are_warned_of(
     scene = align(truth.predictions(), truth.views, config, cameras=cameras)
     caplog.clear()
     run = RunConfig(align=AlignConfig(cameras_are=are))
-    warn_of_priors(scene, material(truth, [], cameras=cameras), run)
+    warn_of_given(scene, material(truth, [], cameras=cameras), run)
     assert words in caplog.text
     assert bool(caplog.text) == bool(words)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recon3d.config import RefineConfig
 from recon3d.matches import Matches, select, without_repeats
-from recon3d.overlays import without_overlays
+from recon3d.overlays import is_spread, overlay_matches
 from recon3d.progress import Track, silent
 from recon3d.types import View
 
@@ -32,6 +32,7 @@ _WIDE_RATIO = 0.8  # Lowe's: in the whole photo more features compete than near 
 _MIN_INLIERS = 20  # of the epipolar check; a wrong geometry rarely finds as many ...
 _MIN_INLIER_SHARE = 0.3  # ... and never this share of the features
 _EPIPOLAR_ERROR = 1 / 500  # of the long edge of the photo
+_MOVED_SHARE = 0.25  # of the pairs with an overlay, that show a camera which moved
 _SEED = 0
 _ROWS = 1024  # features compared at a time
 _N_LARGEST = 500  # features that say which photos are worth comparing
@@ -263,8 +264,26 @@ def most_similar(
 
 
 def all_on_epipolar_lines(found: Sequence[Matches], views: Sequence[View]) -> list[Matches]:
-    """Return `on_epipolar_lines` of each pair, without the pairs and the overlays that do not."""
-    kept = (on_epipolar_lines(one, views) for one in without_overlays(found, views))
+    """Return `on_epipolar_lines` of each pair that has enough, without what overlays match.
+
+    There are overlays where in some of the pairs with matches that stay at their pixel the others
+    tell of a camera that moved. Photos from a tripod keep theirs.
+    """
+    still = [overlay_matches(one, views) for one in found]
+    with_still = [n for n, mask in enumerate(still) if bool(mask.any())]
+    moving = {n: on_epipolar_lines(select(found[n], ~still[n]), views) for n in with_still}
+    n_moved = sum(one is not None and is_spread(one, views) for one in moving.values())
+    if not n_moved or n_moved < _MOVED_SHARE * len(with_still):
+        moving = {}
+    else:
+        logger.info(
+            "what stays at its pixel in %d of %d pairs of photos is no part of the scene",
+            len(with_still),
+            len(found),
+        )
+    kept = (
+        moving[n] if n in moving else on_epipolar_lines(one, views) for n, one in enumerate(found)
+    )
     return [one for one in kept if one is not None]
 
 

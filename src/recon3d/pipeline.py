@@ -53,7 +53,7 @@ from recon3d.refinement import (
     is_refining,
     refined,
     refined_with_strays,
-    warn_of_priors,
+    warn_of_given,
     without_doubtful,
     without_positions,
 )
@@ -179,7 +179,9 @@ def reconstruct_groups(
             refinements = tuple(report for _, report in results)
         scenes = tuple(map(without_positions, scenes, refinements)) if refinements else scenes
         for scene in scenes:
-            warn_of_priors(scene, material, config)
+            unless_out_of_memory(
+                functools.partial(warn_of_given, scene, material, config, track=track)
+            )
         scenes, dense = zip(
             *(
                 _densified(scene, report, material, config, track)

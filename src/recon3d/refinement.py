@@ -17,6 +17,7 @@ from recon3d.bundle_check import RefineReport
 from recon3d.config import CamerasAre, RunConfig
 from recon3d.errors import DisconnectedError
 from recon3d.features import RgbOf
+from recon3d.given_check import warn_of_cameras
 from recon3d.known_cameras import is_calibrated, is_exact, poses_of
 from recon3d.masks import is_blank
 from recon3d.matches import Matches, renumber
@@ -191,10 +192,23 @@ def without_doubtful(
     return replace(kept, left_out=after.left_out + left_out)
 
 
-def warn_of_priors(scene: Scene, material: Material, config: RunConfig) -> None:
-    """Warn of views whose given poses, if priors, are far from where the photos place them."""
-    if config.align.cameras_are is CamerasAre.FIXED:
+def warn_of_given(
+    scene: Scene, material: Material, config: RunConfig, *, track: Track = silent
+) -> None:
+    """Warn of given cameras that the photos contradict: priors by where the scene has them.
+
+    Those that are fixed by features, unless the user does without these (`--no-refine`).
+    """
+    if config.align.cameras_are is CamerasAre.PRIOR:
+        _warn_of_priors(scene, material)
         return
+    given = zip(material.views, material.cameras, strict=False)
+    exact = {view.name for view, camera in given if is_exact(camera, config.align)}
+    if config.refine is not False and len(exact & {view.name for view in scene.views}) > 1:
+        warn_of_cameras(scene, exact, material.rgb_of, config.bundle, track=track)
+
+
+def _warn_of_priors(scene: Scene, material: Material) -> None:
     number = {view.name: n for n, view in enumerate(material.views)}
     members = [number[view.name] for view in scene.views]
     poses = poses_of(material.cameras, members)
