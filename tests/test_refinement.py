@@ -17,6 +17,7 @@ from recon3d.errors import DisconnectedError
 from recon3d.geometry import compose, invert_rigid, so3_exp
 from recon3d.refinement import (
     Material,
+    exact_views,
     from_features_alone,
     refined,
     refined_with_strays,
@@ -411,6 +412,32 @@ def test_a_photo_without_a_pixel_that_counts_is_not_adopted(monkeypatch: pytest.
     better, _ = refined_with_strays(scene, given, RunConfig())
     assert sizes == [3]
     assert [view.name for view in better.views] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize(("error", "warned"), [(2.6e-3, False), (5e-3, True), (math.nan, False)])
+def test_cameras_that_features_fit_badly_are_warned_of(
+    error: float, warned: bool, caplog: pytest.LogCaptureFixture
+):
+    truth = exact_scene(3)
+    scene = align(truth.predictions(), truth.views, AlignConfig())
+    caplog.clear()
+    assert without_positions(scene, report(error_after=error)) is scene
+    assert ("fit the 3 cameras badly (5.0 thousandths" in caplog.text) is warned
+    without_positions(scene, report(improved=False, error_after=9e-3))
+    assert len(caplog.records) == warned
+
+
+@pytest.mark.parametrize(("parallax", "expected"), [(True, {"a"}), (None, {"a"}), (False, set())])
+def test_cameras_without_parallax_are_not_exact(parallax: bool | None, expected: set[str]):
+    truth = exact_scene(2)
+    scene = align(truth.predictions(), truth.views, AlignConfig())
+    found = exact_views(
+        scene,
+        report(refined=(scene.views[0].name,), parallax=parallax),
+        material(truth, []),
+        RunConfig(),
+    )
+    assert found == {scene.views[0].name for _ in expected}
 
 
 @pytest.mark.parametrize("parallax", [True, False, None])

@@ -66,6 +66,12 @@ def test_a_second_place_among_what_was_left_out_is_said():
     assert "all-components" not in sentence([replace(found, edges=edges[2:])])
 
 
+def test_cameras_that_features_fit_badly_are_said_to_be():
+    poor = replace(IMPROVED, error_after=5e-3)
+    assert sentence([scene()], [poor]).endswith("cameras refined, but features fit them badly")
+    assert "badly" not in sentence([scene()], [replace(IMPROVED, error_after=2.6e-3)])
+
+
 def test_missing_parallax_is_said():
     text = sentence([scene()], [replace(IMPROVED, parallax=False)], [None])
     assert text == (

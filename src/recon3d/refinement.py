@@ -13,7 +13,7 @@ from recon3d.adopt import strays_alone, with_strays, without_unplaced
 from recon3d.align_given import brought_to, far_priors
 from recon3d.align_samples import Cameras
 from recon3d.bundle import refine_scene
-from recon3d.bundle_check import RefineReport
+from recon3d.bundle_check import RefineReport, is_poor
 from recon3d.config import CamerasAre, RunConfig
 from recon3d.errors import DisconnectedError
 from recon3d.features import RgbOf
@@ -233,7 +233,18 @@ def _warn_of_priors(scene: Scene, material: Material) -> None:
 
 
 def without_positions(scene: Scene, report: RefineReport) -> Scene:
-    """Return the scene, its positions marked as unknown and warned of where parallax is missing."""
+    """Return the scene, its positions marked as unknown and warned of where parallax is missing.
+
+    Warned of are also cameras that features fit badly.
+    """
+    if is_poor(report):
+        logger.warning(
+            "image features fit the %d cameras badly (%.1f thousandths of the long edge, where 0.3"
+            " to 2 are usual): do not rely on them. Does something move with the camera or in the"
+            " photos (--masks), or is a given lens wrong?",
+            len(scene.views),
+            1e3 * report.error_after,
+        )
     if report.parallax is not False:
         return scene
     logger.warning(

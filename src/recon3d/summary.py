@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recon3d.align_verdicts import ELSEWHERE
-from recon3d.bundle_check import RefineReport
+from recon3d.bundle_check import RefineReport, is_poor
 from recon3d.cameras import photo_intrinsics
 from recon3d.config import PredictConfig
 from recon3d.console import Console
@@ -43,6 +43,8 @@ def sentence(
     elif refinements:
         what = "cameras" if n_refined == len(scenes) else f"cameras of {n_refined} groups"
         text += f"; {what} refined" if n_refined else "; cameras as estimated, not refined"
+        if any(map(is_poor, refinements)):
+            text += ", but features fit them badly"
     if any(report.parallax is False for report in refinements):
         text += "; no parallax, so that positions are guesses"
     used = [report for report in dense if report is not None and report.used]

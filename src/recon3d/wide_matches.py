@@ -24,6 +24,7 @@ from recon3d.config import RefineConfig
 from recon3d.essential import FEWEST_MATCHES, essential_pose, line_distance
 from recon3d.features import Features, RgbOf
 from recon3d.matches import Matches, select, without_repeats
+from recon3d.overlays import overlay_matches
 from recon3d.partners import best_partners
 from recon3d.progress import Track, silent
 from recon3d.types import Scene, View
@@ -99,6 +100,9 @@ def wide_matches(
         pixels_j=second.pixels[row_j],
         confidence=cosine,
     )
+    # photos from a tripod share enough features to be matched as they are
+    world = ~overlay_matches(found, views)
+    found, row_i, row_j = select(found, world), row_i[world], row_j[world]
     maps = second.frames[row_j] @ torch.linalg.inv(first.frames[row_i])
     bearing = support(found, maps, _NEIGHBOURS * edge_i, _SAME_PLACE * edge_i)
     borne = bearing >= _BEARING[0]
