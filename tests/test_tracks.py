@@ -14,6 +14,7 @@ from recon3d.tracks import (
     select_observations,
     select_tracks,
     triangulate,
+    well_joined,
 )
 
 
@@ -54,6 +55,41 @@ def test_matches_that_share_a_pixel_are_one_track() -> None:
         frozenset({(0, 7.5), (1, 8.5)}),
     }
     assert tracks.track.tolist() == sorted(tracks.track.tolist())
+
+
+def shared(*pairs: tuple[int, int, int]) -> Tracks:
+    """Return tracks of two views each, as many of each pair as the third number says."""
+    found, x = [], 0
+    for i, j, n in pairs:
+        found.append(matches(i, j, [(x + k + 0.5, x + k + 0.5, 1.0) for k in range(n)]))
+        x += n
+    return build_tracks(found)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        (((0, 1, 10), (1, 2, 10), (0, 2, 10)), (True, True, True, False)),
+        # the last hangs on the first, whatever they share
+        (((0, 1, 10), (1, 2, 10), (0, 2, 10), (0, 3, 40)), (True, True, True, False)),
+        (((0, 1, 10), (1, 2, 10), (0, 2, 10), (0, 3, 40), (1, 3, 4)), (True, True, True, False)),
+        (((0, 1, 10), (1, 2, 10), (0, 2, 10), (0, 3, 40), (1, 3, 5)), (True, True, True, True)),
+        # two alone, and a chain of which nothing is better joined than the rest
+        (((0, 1, 10),), (True, True, False, False)),
+        (((0, 1, 10), (1, 2, 10)), (True, True, True, False)),
+    ],
+)
+def test_views_that_hang_on_one_other(
+    pairs: tuple[tuple[int, int, int], ...], expected: tuple[bool, ...]
+) -> None:
+    assert tuple(well_joined(shared(*pairs), 4).tolist()) == expected
+
+
+def test_a_long_track_joins_all_its_views() -> None:
+    rows = [(k + 0.5, k + 0.5, 1.0) for k in range(5)]
+    chain = build_tracks([matches(0, 1, rows), matches(1, 2, rows), matches(2, 3, rows)])
+    assert well_joined(chain, 4).all()
+    assert not well_joined(build_tracks([]), 4).any()
 
 
 @pytest.mark.parametrize(("confidence", "kept"), [(0.5, 3.5), (2.0, 9.5)])

@@ -50,6 +50,7 @@ from recon3d.tracks import (
     select_observations,
     select_tracks,
     views_seeing,
+    well_joined,
 )
 from recon3d.twin_pose import find_twin, with_twin
 from recon3d.types import Scene, View
@@ -149,7 +150,7 @@ def refine_scene(
     if found is not None:
         problem, rig, report = found
         best = replace(best, rig=rig, report=report)
-    held = sorted(set(best.used.view.tolist()))
+    held = _firm(problem, best.used).nonzero().flatten().tolist()
     report = replace(best.report, refined=tuple(scene.views[n].name for n in held))
     if evidence.from_features and not problem.constant_pose.any():
         parallax = show_parallax(evidence.anywhere, problem.centre, problem.unit / UNIT)
@@ -248,7 +249,7 @@ def _best_attempt(
         if found is not None:
             too_few |= found.too_few
             best = found if best is None else _better(problem, best, found)
-            everyone = int(best.placed.sum()) == n_heeded
+            everyone = int((best.placed & _firm(problem, best.used)).sum()) == n_heeded
             n_enough = _TRACKS_PER_VIEW * n_heeded
             if everyone and is_sure(best.report) and best.report.n_tracks > n_enough:
                 break
@@ -265,11 +266,17 @@ def _sure_places(problem: Problem, found: _Attempt) -> Bool[Tensor, " view"] | N
     Of many views some bad ones spoil the whole; each is judged by its own observations then.
     """
     if is_sure(found.report):
-        return found.placed
+        return found.placed & _firm(problem, found.used)
     if found.report.reason or len(found.placed) <= problem.config.max_wide_views:
         return None
     share = support_of_views(problem, found.rig, found.held_out)
     return found.placed & (share >= SURE_OF_VIEW)
+
+
+def _firm(problem: Problem, tracks: Tracks) -> Bool[Tensor, " view"]:
+    """Return which views tracks hold, and not only by what they share with a single other one."""
+    n_views = len(problem.unit)
+    return well_joined(tracks, n_views) | (problem.constant_pose & views_seeing(tracks, n_views))
 
 
 def _adjusted(problem: Problem, start: Rig, tracks: _Split, track: Track) -> _Attempt:

@@ -6,6 +6,7 @@ union-find).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -16,6 +17,7 @@ from recon3d.matches import Matches
 _ROUNDS = 5
 """Solutions of the triangulation, each with the weights of the one before."""
 _MIN_SHARED = 12  # tracks between two views that hold one against the other
+_MIN_SECOND = 5  # the same of a view and the second best of its partners
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -84,15 +86,35 @@ def largest_group(tracks: Tracks, n_views: int) -> Tracks:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    place = (tracks.view.numpy(), tracks.track.numpy())
-    seen = coo_array((torch.ones(len(tracks.view)).numpy(), place), (n_views, tracks.n_tracks))
-    shared = (seen.tocsr() @ seen.tocsr().T).tocoo()
+    shared = _shared(tracks, n_views)
     strong = (shared.data >= _MIN_SHARED) & (shared.row != shared.col)
     links = coo_array((shared.data[strong], (shared.row[strong], shared.col[strong])), shared.shape)
     label = torch.from_numpy(connected_components(links, directed=False)[1]).long()
     size = torch.bincount(label)
     held = (label == size.argmax()) & (size.max() > 1)
     return select_observations(tracks, held[tracks.view])
+
+
+def well_joined(tracks: Tracks, n_views: int) -> Bool[Tensor, " view"]:
+    """Return which views share enough tracks with two others; all with any where most do not.
+
+    What is shared with one other view alone does not tell how far away the camera is from it.
+    """
+    seeing = views_seeing(tracks, n_views)
+    shared = _shared(tracks, n_views)
+    linked = (shared.data >= _MIN_SECOND) & (shared.row != shared.col)
+    n_partners = torch.bincount(torch.from_numpy(shared.row[linked]).long(), minlength=n_views)
+    joined = n_partners >= 2
+    return joined if 2 * int(joined.sum()) > int(seeing.sum()) else seeing
+
+
+def _shared(tracks: Tracks, n_views: int) -> Any:
+    """Return how many tracks each two views share, a sparse matrix."""
+    from scipy.sparse import coo_array
+
+    place = (tracks.view.numpy(), tracks.track.numpy())
+    seen = coo_array((torch.ones(len(tracks.view)).numpy(), place), (n_views, tracks.n_tracks))
+    return (seen.tocsr() @ seen.tocsr().T).tocoo()
 
 
 def triangulate(
