@@ -22,8 +22,8 @@ from recon3d.refinement import (
     refined,
     refined_with_strays,
     warn_of_given,
+    with_warnings,
     without_doubtful,
-    without_positions,
 )
 from recon3d.scale import whole_middle
 from recon3d.types import EdgeVerdict, KnownCamera, LeftOut, PairPrediction, Scene
@@ -421,9 +421,9 @@ def test_cameras_that_features_fit_badly_are_warned_of(
     truth = exact_scene(3)
     scene = align(truth.predictions(), truth.views, AlignConfig())
     caplog.clear()
-    assert without_positions(scene, report(error_after=error)) is scene
+    assert with_warnings(scene, report(error_after=error)) is scene
     assert ("fit the 3 cameras badly (5.0 thousandths" in caplog.text) is warned
-    without_positions(scene, report(improved=False, error_after=9e-3))
+    with_warnings(scene, report(improved=False, error_after=9e-3))
     assert len(caplog.records) == warned
 
 
@@ -446,7 +446,7 @@ def test_without_parallax_nobody_knows_where_cameras_stand(
 ):
     truth = exact_scene(3)
     scene = align(truth.predictions(), truth.views, AlignConfig())
-    found = without_positions(scene, report(parallax=parallax))
+    found = with_warnings(scene, report(parallax=parallax))
     unknown = [math.isinf(verdict.position_uncertainty) for verdict in found.verdicts]
     assert unknown == [parallax is False] * 3
     warnings = [record.message for record in caplog.records]

@@ -54,8 +54,8 @@ from recon3d.refinement import (
     refined,
     refined_with_strays,
     warn_of_given,
+    with_warnings,
     without_doubtful,
-    without_positions,
 )
 from recon3d.retrieval import pooled_similarity
 from recon3d.scale import parse_scale_from, scale_scenes, with_names
@@ -177,7 +177,7 @@ def reconstruct_groups(
                 for before, (after, report) in zip(scenes, results, strict=True)
             )
             refinements = tuple(report for _, report in results)
-        scenes = tuple(map(without_positions, scenes, refinements)) if refinements else scenes
+        scenes = tuple(map(with_warnings, scenes, refinements)) if refinements else scenes
         for scene in scenes:
             unless_out_of_memory(
                 functools.partial(warn_of_given, scene, material, config, track=track)

@@ -232,11 +232,8 @@ def _warn_of_priors(scene: Scene, material: Material) -> None:
         )
 
 
-def without_positions(scene: Scene, report: RefineReport) -> Scene:
-    """Return the scene, its positions marked as unknown and warned of where parallax is missing.
-
-    Warned of are also cameras that features fit badly.
-    """
+def with_warnings(scene: Scene, report: RefineReport) -> Scene:
+    """Warn of missing parallax and of a poor fit; positions are marked as unknown in the former."""
     if is_poor(report):
         logger.warning(
             "image features fit the %d cameras badly (%.1f thousandths of the long edge, where 0.3"
