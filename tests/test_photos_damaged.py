@@ -117,7 +117,7 @@ def test_fuzz_gives_a_photo_or_a_reason(tmp_path, extension, alpha):
 def test_heic_without_its_reader_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     data = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(50)
-    with pytest.raises(InputError, match=r"recon3d\[heic\]"):
+    with pytest.raises(InputError, match=r"pip install .pillow-heif>="):
         read(tmp_path, data)
 
 
