@@ -294,7 +294,9 @@ def test_missing_embedded_weights_say_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recon3d.weights.files", lambda _package: tmp_path)
-    with pytest.raises(WeightsError, match=r"missing.*Install recon3d from its repository again") as fault:
+    with pytest.raises(
+        WeightsError, match=r"missing.*Install recon3d from its repository again"
+    ) as fault:
         load(EMBEDDED)
     assert fault.value.exit_code == 7
     (tmp_path / "data").mkdir()
