@@ -85,9 +85,14 @@ class KeptMaps:
         self._of_view: list[list[Map]] = [[] for _ in masks]
         self._limit_bytes = limit_bytes
 
-    def add(self, number: int, prediction: PairPrediction) -> None:
-        """Take both maps of prediction `number`, or let go of less confident ones."""
+    def add(self, number: int, prediction: PairPrediction) -> tuple[float, float]:
+        """Take both maps of prediction `number`, or let go of less confident ones.
+
+        Returns:
+            The scores of its map of view i, and of view j.
+        """
         p = prediction
+        scores = []
         for view, is_own, points, confidence in (
             (p.i, True, p.pointmap_i_in_i, p.confidence_i),
             (p.j, False, p.pointmap_j_in_i, p.confidence_j),
@@ -96,12 +101,15 @@ class KeptMaps:
             n_bytes = points.numel() * points.element_size() * 4 // 3
             most = most_maps(n_bytes, len(self._of_view), self._limit_bytes)
             score = mean_log_confidence(confidence, self._masks[view])
+            scores.append(score)
             if len(kept) < most:
                 heapq.heappush(kept, Map(score, number, is_own, alone(points), alone(confidence)))
             elif score > kept[0].score:
                 heapq.heapreplace(
                     kept, Map(score, number, is_own, alone(points), alone(confidence))
                 )
+
+        return scores[0], scores[1]
 
     def of(self, view: int) -> list[Map]:
         """Return the maps of a view in the order of their predictions."""
@@ -200,11 +208,11 @@ def take_samples(
                 "pair %s, %s: too few different points, dropped", views[p.i].name, views[p.j].name
             )
             continue
-        maps.add(number, p)
+        _, score_j = maps.add(number, p)
         values = {
             "i": torch.tensor(p.i), "j": torch.tensor(p.j), "prediction": torch.tensor(number),
             "own": own, "own_weight": own_weight, "seen": seen, "seen_weight": seen_weight,
-            "confidence": torch.tensor(mean_log_confidence(p.confidence_j, mask_of[p.j])).double(),
+            "confidence": torch.tensor(score_j).double(),
             "edge_scale": torch.ones(()).double(),
         }  # fmt: skip
         for name, value in values.items():

@@ -150,7 +150,8 @@ def refine_scene(
     if found is not None:
         problem, rig, report = found
         best = replace(best, rig=rig, report=report)
-    held = _firm(problem, best.used).nonzero().flatten().tolist()
+    firm = _firm(problem, best.used)
+    held = firm.nonzero().flatten().tolist()
     report = replace(best.report, refined=tuple(scene.views[n].name for n in held))
     if evidence.from_features and not problem.constant_pose.any():
         parallax = show_parallax(evidence.anywhere, problem.centre, problem.unit / UNIT)
@@ -167,7 +168,7 @@ def refine_scene(
             "%.0f degrees apart: which of them is right is a guess. Add a third photo.",
             max(twin.rotation_deg, twin.direction_deg),
         )
-    better, depth_error = rebuilt_scene(near, problem, best.rig, best.used, doubt)
+    better, depth_error = rebuilt_scene(near, problem, best.rig, best.used, firm, doubt)
     logger.info(
         "bundle adjustment of %d tracks%s: %.2f -> %.2f thousandths of the long edge on %d others;"
         " depth maps differ from the tracks by %s",

@@ -11,7 +11,7 @@ from torch import Tensor
 from recon3d.bundle_solve import UNIT, Problem, Rig, depth_in_camera, fit_tracks, well_seen
 from recon3d.depth_warp import MIN_POINTS, bend_depth
 from recon3d.geometry import moved_cameras, rotation_angle, umeyama
-from recon3d.tracks import Tracks, views_seeing, well_joined
+from recon3d.tracks import Tracks, views_seeing
 from recon3d.types import Scene, Verdict
 
 
@@ -20,6 +20,7 @@ def rebuilt_scene(
     problem: Problem,
     rig: Rig,
     tracks: Tracks,
+    firm: Bool[Tensor, " view"],
     doubt: Float64[Tensor, "view 2"],
 ) -> tuple[Scene, float]:
     """Return the scene with the cameras of `rig`, and depth maps bent to the points of tracks.
@@ -27,15 +28,14 @@ def rebuilt_scene(
     Also returned is how far the depth maps still are from points that their bending (`bend_depth`)
     has not seen: the median over the views of the median relative difference. `doubt` is the
     uncertainty of each camera of `rig` (rotation in degrees, centre), for the verdicts. Those of
-    views that no tracks hold, or only those shared with a single other view, say no less than how
-    far off the others were.
+    views that are not `firm`, which no tracks hold or only those shared with a single other view,
+    say no less than how far off the others were.
 
     The first fixed view, else the first view, keeps its camera's place and the scale of its depth;
     two fixed views or more keep their places alone. Views without tracks keep their place among the
     others.
     """
     held = views_seeing(tracks, len(scene.views))
-    firm = well_joined(tracks, len(scene.views))
     growth, common = _depth_growth(scene, problem, rig, tracks)
     old, new = scene.cam2world.double().cpu(), rig.cam2world
     fixed = problem.constant_pose.nonzero().flatten().tolist()

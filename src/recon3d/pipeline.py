@@ -29,7 +29,6 @@ from recon3d.known_cameras import (
     check_focal,
     given_intrinsics,
     is_calibrated,
-    poses_of,
 )
 from recon3d.masks import with_masks
 from recon3d.matches import Matches, collect_matches, merge_orders
@@ -49,8 +48,8 @@ from recon3d.refinement import (
     Material,
     exact_views,
     from_features_alone,
-    has_poses,
     is_refining,
+    posed_names,
     refined,
     refined_with_strays,
     warn_of_given,
@@ -159,7 +158,7 @@ def reconstruct_groups(
         )
         refining = _refines(config, aligned.cameras, len(views))
         if aligned.doubt is not None:
-            if not refining or has_poses(material):
+            if not refining or posed_names(material):
                 raise aligned.doubt
             logger.info("the network joins no two photos; trying image features alone")
             doubt = aligned.doubt
@@ -190,8 +189,7 @@ def reconstruct_groups(
             strict=True,
         )
     if known_size is not None:
-        poses = poses_of(aligned.cameras, range(len(aligned.cameras)))
-        scenes = scale_scenes(scenes, known_size, with_poses={views[n].name for n in poses})
+        scenes = scale_scenes(scenes, known_size, with_poses=posed_names(material))
     placed = {view.name for scene in scenes for view in scene.views}
     of_placed = [
         camera for view, camera in zip(views, aligned.cameras, strict=False) if view.name in placed

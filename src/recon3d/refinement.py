@@ -60,9 +60,25 @@ def is_refining(config: RunConfig, n_views: int) -> bool:
     return n_views <= REFINED_BY_ITSELF
 
 
-def has_poses(material: Material) -> bool:
-    """Say whether the place of any photo was given."""
-    return bool(poses_of(material.cameras, range(len(material.cameras))))
+def posed_names(material: Material) -> set[str]:
+    """Return the names of the photos whose place was given."""
+    poses = poses_of(material.cameras, range(len(material.cameras)))
+    return {material.views[n].name for n in poses}
+
+
+def _given_in_full(material: Material, config: RunConfig) -> set[str]:
+    """Return the names of the photos whose cameras were given in full, and stay."""
+    return {
+        view.name
+        for view, camera in zip(material.views, material.cameras, strict=False)
+        if is_exact(camera, config.align)
+    }
+
+
+def _members(scene: Scene, material: Material) -> list[int]:
+    """Return for each view of the scene its number among all photos."""
+    number = {view.name: n for n, view in enumerate(material.views)}
+    return [number[view.name] for view in scene.views]
 
 
 def exact_views(
@@ -74,11 +90,7 @@ def exact_views(
     """
     tells = report is not None and report.improved and report.parallax is not False
     names = set(report.refined) if report is not None and tells else set()
-    names |= {
-        view.name
-        for view, camera in zip(material.views, material.cameras, strict=False)
-        if is_exact(camera, config.align)
-    }
+    names |= _given_in_full(material, config)
     return frozenset(view.name for view in scene.views if view.name in names)
 
 
@@ -89,8 +101,7 @@ def refined(
 
     Poses that are priors are where it starts, and the world that the result is brought back to.
     """
-    number = {view.name: n for n, view in enumerate(material.views)}
-    members = [number[view.name] for view in scene.views]
+    members = _members(scene, material)
     if material.cameras and all(is_exact(material.cameras[n], config.align) for n in members):
         reason = "its cameras were given"
         return scene, RefineReport(improved=False, reason=reason, sharp_pairs=0, n_tracks=0)
@@ -168,7 +179,7 @@ def without_doubtful(
         material: the photos; where any has a pose nothing is left out.
     """
     held = [n for n, view in enumerate(after.views) if view.name in report.refined]
-    if not report.improved or len(held) == len(after.views) or has_poses(material):
+    if not report.improved or len(held) == len(after.views) or posed_names(material):
         return after
     place = {view.name: n for n, view in enumerate(before.views)}
     known = [n for n in held if after.views[n].name in place]
@@ -202,15 +213,13 @@ def warn_of_given(
     if config.align.cameras_are is CamerasAre.PRIOR:
         _warn_of_priors(scene, material)
         return
-    given = zip(material.views, material.cameras, strict=False)
-    exact = {view.name for view, camera in given if is_exact(camera, config.align)}
+    exact = _given_in_full(material, config)
     if config.refine is not False and len(exact & {view.name for view in scene.views}) > 1:
         warn_of_cameras(scene, exact, material.rgb_of, config.bundle, track=track)
 
 
 def _warn_of_priors(scene: Scene, material: Material) -> None:
-    number = {view.name: n for n, view in enumerate(material.views)}
-    members = [number[view.name] for view in scene.views]
+    members = _members(scene, material)
     poses = poses_of(material.cameras, members)
     known = [k for k, n in enumerate(members) if n in poses]
     if len(known) < 2:
@@ -271,14 +280,13 @@ def refined_with_strays(
     better, report = refined(extended, material, config, track=track)
     if not report.improved:
         return refined(scene, material, config, track=track)
-    poses = poses_of(material.cameras, range(len(material.cameras)))
     held = placed | set(report.refined)
     better = without_unplaced(
         better,
         len(scene.views),
         report.refined,
         material.views,
-        keep_world=any(material.views[n].name in held for n in poses),
+        keep_world=bool(posed_names(material) & held),
     )
     adopted = [view.name for view in better.views if view.name not in placed]
     if adopted:
