@@ -31,6 +31,7 @@ from recon3d.errors import UsageError
 from recon3d.files import atomic_write, not_writable, try_folder
 from recon3d.matches import Matches
 from recon3d.types import View
+from recon3d.views import in_photo
 
 logger = logging.getLogger(__name__)
 
@@ -196,15 +197,6 @@ def _camera(
     if math.isclose(fx, fy, rel_tol=_SQUARE):
         return _SIMPLE_PINHOLE, ((fx + fy) / 2, cx, cy), True
     return _PINHOLE, (fx, fy, cx, cy), True
-
-
-def in_photo(pixels: Float[Tensor, "match 2"], view: View) -> Float64[np.ndarray, "match 2"]:
-    """Return pixels of the view as pixels of its full upright photo."""
-    view2photo = np.linalg.inv(view.photo2view.double().numpy(force=True))
-    in_photo: np.ndarray = (
-        pixels.double().numpy(force=True) @ view2photo[:2, :2].T + view2photo[:2, 2]
-    )
-    return in_photo
 
 
 def _sizes(views: Sequence[View]) -> Int64[np.ndarray, "view 2"]:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool
 from torch import Tensor
 
 from recon3d.matches import Matches
 from recon3d.types import View
+from recon3d.views import in_photo
 
 _STILL = 1e-3  # of the long edge: as far as features of the same pixel are apart
 _RING = 3.0  # times that: what moves a little lies here, eight times as often
@@ -30,7 +31,8 @@ def overlay_matches(one: Matches, views: Sequence[View]) -> Bool[Tensor, " match
     size = first.photo_width, first.photo_height
     if size != (second.photo_width, second.photo_height):
         return torch.zeros(len(one.confidence), dtype=torch.bool)
-    moved = (_in_photo(one.pixels_j, second) - _in_photo(one.pixels_i, first)).norm(dim=-1)
+    shift = in_photo(one.pixels_j, second) - in_photo(one.pixels_i, first)
+    moved = torch.from_numpy(np.linalg.norm(shift, axis=1))
     still = moved < _STILL * max(size)
     n_still, n_near = int(still.sum()), int((moved < _RING * _STILL * max(size)).sum())
     return still if n_still >= max(_FEWEST, n_near - n_still + 1) else torch.zeros_like(still)
@@ -41,11 +43,6 @@ def is_spread(one: Matches, views: Sequence[View]) -> bool:
     if len(one.confidence) < 2:
         return False
     view = views[one.i]
-    size = torch.tensor((view.photo_width, view.photo_height)).double()
-    share = (_in_photo(one.pixels_i, view) / size).std(dim=0)
-    return float(share.prod().sqrt()) > _SPREAD
-
-
-def _in_photo(pixels: Tensor, view: View) -> Float64[Tensor, "pixel 2"]:
-    view2photo = torch.from_numpy(np.linalg.inv(view.photo2view.double().numpy(force=True)))
-    return pixels.double().cpu() @ view2photo[:2, :2].mT + view2photo[:2, 2]
+    deviation = in_photo(one.pixels_i, view).std(axis=0, ddof=1)
+    area = view.photo_width * view.photo_height
+    return float(np.sqrt(deviation.prod() / area)) > _SPREAD

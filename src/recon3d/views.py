@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own idiom)
 
@@ -132,3 +132,12 @@ def resampled_mask(
     column = np.floor(x * width / view.photo_width).astype(np.int64).clip(0, width - 1)
     row = np.floor(y * height / view.photo_height).astype(np.int64).clip(0, height - 1)
     return torch.from_numpy(mask[np.ix_(row, column)])
+
+
+def in_photo(pixels: Float[Tensor, "match 2"], view: View) -> Float64[np.ndarray, "match 2"]:
+    """Return pixels of the view as pixels of its full upright photo."""
+    view2photo = np.linalg.inv(view.photo2view.double().numpy(force=True))
+    in_photo: np.ndarray = (
+        pixels.double().numpy(force=True) @ view2photo[:2, :2].T + view2photo[:2, 2]
+    )
+    return in_photo
