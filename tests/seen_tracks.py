@@ -19,6 +19,7 @@ def open_problem(n_views: int, focal: float = 900.0, **changes: object) -> Probl
         likely_focal=torch.full((n_views,), focal).double(),
         focal_spread=torch.ones(n_views).double(),
         centre_spread=torch.zeros(n_views).double(),
+        lens=torch.arange(n_views),
         constant_focal=torch.zeros(n_views, dtype=torch.bool),
         constant_pose=torch.zeros(n_views, dtype=torch.bool),
         config=RefineConfig(),

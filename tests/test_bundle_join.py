@@ -1,6 +1,5 @@
 """Views that share pixels with single placed views alone stand where their directions cross."""
 
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -55,9 +54,10 @@ def problem(shared: bool) -> Problem:
         likely_focal=scene.focal * unit[:, 0],
         focal_spread=torch.ones(N_VIEWS).double(),
         centre_spread=torch.zeros(N_VIEWS).double(),
+        lens=torch.zeros(N_VIEWS).long() if shared else torch.arange(N_VIEWS),
         constant_focal=torch.zeros(N_VIEWS, dtype=torch.bool),
         constant_pose=torch.zeros(N_VIEWS, dtype=torch.bool),
-        config=replace(RefineConfig(), shared_focal=shared),
+        config=RefineConfig(),
     )
 
 

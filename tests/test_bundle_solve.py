@@ -206,7 +206,8 @@ def row_of_cameras(turns_rad: list[float]) -> tuple[Problem, Rig]:
         n_views,
         1300.0,
         focal_spread=torch.full((n_views,), 0.2).double(),
-        config=replace(CONFIG, shared_focal=True),
+        lens=torch.zeros(n_views).long(),
+        config=CONFIG,
     )
     return problem, Rig(cam2world=cam2world, focal=torch.full((n_views,), 1000.0).double())
 

@@ -15,8 +15,8 @@ LAYERS = (
     "image_header pairs colmap synth.trace synth.textures synth.sensor",
     "console settings device download memory types model_config train_config ground_truth "
     "pairs_extra synth.ground synth.materials",
-    "geometry attention compiled muon grow published cameras matches ply glb scene_file views "
-    "baselines",
+    "geometry bundle_lens attention compiled muon grow published cameras matches ply glb "
+    "scene_file views baselines",
     "overlays",
     "heads match_file known_cameras tracks features wide_check given_files masks "
     "scale checkpoint sweep parallel repeats decode synth.shapes",
@@ -29,8 +29,8 @@ LAYERS = (
     "align_solve align_polish adopt bundle_scene bundle_check bundle_evidence bundle_doubt "
     "bundle_join bundle_map bundle_pair twin_pose score_table synth.cameras synth.family_indoor "
     "synth.family_outdoor synth.family_piles",
-    "bundle_centre align_given align_refine align_dense bundle_conflict warm_start weights_info "
-    "synth.families",
+    "bundle_centre bundle_focal align_given align_refine align_dense bundle_conflict warm_start "
+    "weights_info synth.families",
     "align_place bundle given_check synth.folder",
     "align_verdicts refinement",
     "align synth batches",

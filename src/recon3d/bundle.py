@@ -13,10 +13,10 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from recon3d.bundle_centre import find_centres, of_one_size
+from recon3d.bundle_centre import find_centres
 from recon3d.bundle_check import (
     SURE_OF_VIEW,
     RefineReport,
@@ -30,7 +30,9 @@ from recon3d.bundle_check import (
 from recon3d.bundle_conflict import contradicted_view, rigs_contradict
 from recon3d.bundle_doubt import camera_doubt
 from recon3d.bundle_evidence import Evidence
+from recon3d.bundle_focal import warn_of_focals
 from recon3d.bundle_join import join_views
+from recon3d.bundle_lens import lenses_of
 from recon3d.bundle_map import Mapped, map_cameras
 from recon3d.bundle_pair import place_pair
 from recon3d.bundle_scene import rebuilt_scene
@@ -53,7 +55,7 @@ from recon3d.tracks import (
     well_joined,
 )
 from recon3d.twin_pose import find_twin, with_twin
-from recon3d.types import Scene, View
+from recon3d.types import Scene
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,6 @@ _ROUNDS = 8  # at most; each starts from better points and drops observations th
 _FALLS = 0.95  # a round that leaves more of the median error is the last ...
 _EXACT = 0.01  # ... and so is one that leaves no more (thousandths)
 _MIN_HELD = 0.5  # share of the views that tracks must hold
-_SAME_FOCAL = 1.01  # ratio of EXIF focal lengths of one lens
 _TRACKS_PER_VIEW = 50  # fewer leave doubt
 
 
@@ -136,7 +137,7 @@ def refine_scene(
     middle = whole_middle(scene, fixed)
     near = shifted(scene, -middle)
     evidence = Evidence(near, matches, config, rgb_of, track)
-    problem_for = partial(problem_of, near, fixed=fixed, calibrated=calibrated)
+    problem_for = partial(problem_of, near, config, fixed, calibrated)
     problem, best = _solved(near, evidence, config, problem_for, track)
     while evidence.from_features and not fixed and not best.report.reason:
         odd = contradicted_view(problem, best.rig, best.used)
@@ -146,6 +147,7 @@ def refine_scene(
         evidence.ignored.add(odd)
         problem, best = _solved(near, evidence, config, problem_for, track)
     tracks = best.used, best.held_out
+    warn_of_focals(scene.views, problem, best.rig, tracks, best.report)
     found = find_centres(scene.views, problem, best.rig, tracks, best.report, track)
     if found is not None:
         problem, rig, report = found
@@ -186,27 +188,21 @@ def _solved(
     scene: Scene,
     evidence: Evidence,
     config: RefineConfig,
-    problem_for: Callable[[RefineConfig], tuple[Problem, Rig]],
+    problem_for: Callable[[Int64[Tensor, " view"] | None], tuple[Problem, Rig]],
     track: Track,
 ) -> tuple[Problem, _Attempt]:
-    """Return the best attempt: with one focal length for all where that may be, else with many."""
+    """Return the best attempt: with one focal length for each lens, else with one for each view."""
     is_open = config.shared_focal is None and config.refine_focal
-    shared = same_lens(scene.views) if is_open else bool(config.shared_focal)
-    problem, start = problem_for(replace(config, shared_focal=shared))
+    lens = lenses_of(scene.views) if is_open else None
+    problem, start = problem_for(lens)
     best = _best_attempt(scene, problem, start, evidence, track)
-    if is_open and shared:
-        others, start = problem_for(replace(config, shared_focal=False))
+    if lens is not None and len(lens.unique()) < len(lens):
+        others, start = problem_for(None)
         if best.report.reason or _would_pay(others, start, best, track):
             free = _best_attempt(scene, others, start, evidence, track)
             if pays(free.report, best.report):
                 problem, best = others, free
     return problem, best
-
-
-def same_lens(views: Sequence[View]) -> bool:
-    """Say whether nothing speaks against one focal length: equal sizes, EXIF alike where known."""
-    focals = [view.focal_px for view in views if view.focal_px is not None]
-    return of_one_size(views) and (not focals or max(focals) <= _SAME_FOCAL * min(focals))
 
 
 def _would_pay(problem: Problem, start: Rig, shared: _Attempt, track: Track) -> bool:

@@ -2,9 +2,9 @@
 
 That a camera turns and that its photo was cropped look much alike; only many features in more than
 two photos tell them apart. So principal points are held as sizes say: of the photos of a camera,
-those of full size are not cropped, and others only along the side that is short. Where sizes say
-nothing, they are held loosely. All are held the more firmly the less they moved, then: few photos
-are cropped, and those a lot.
+those of full size are not cropped, and others only along the side that is short; these have lenses
+of their own. Where sizes say nothing, they are held loosely. All are held the more firmly the less
+they moved, then: few photos are cropped, and those a lot.
 """
 
 import logging
@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from recon3d.bundle_check import RefineReport, judged, pays
+from recon3d.bundle_lens import first_of_each, of_one_size
 from recon3d.bundle_solve import Problem, Rig, adjust_centres
 from recon3d.progress import Track, silent
 from recon3d.tracks import Tracks
@@ -58,7 +59,8 @@ def find_centres(
         at_most[n] = (lack * problem.unit[n] * views[n].photo2view.diagonal()[:2] / 2).double()
     is_known = (problem.centre_spread == 0)[:, None]
     at_most = torch.where(is_known, _KNOWN, at_most.clamp_min(_LEAST))
-    moved, new, spread = problem, rig, at_most
+    whole = [n for n, lack in missing.items() if not lack.any()]
+    moved, new, spread = replace(problem, lens=_only_shared_by(whole, problem)), rig, at_most
     for n_done in range(1, _N_ROUNDS + 1):
         moved, new = adjust_centres(moved, new, used, problem.centre, spread)
         track("refine", n_done, _N_ROUNDS)
@@ -76,9 +78,12 @@ def find_centres(
     return replace(_with_spread(moved, spread.amax(-1)), free_centre=True), new, found
 
 
-def of_one_size(views: Sequence[View]) -> bool:
-    """Say whether all photos have one size, lying or upright."""
-    return len({tuple(sorted((view.photo_width, view.photo_height))) for view in views}) == 1
+def _only_shared_by(views: Sequence[int], problem: Problem) -> Int64[Tensor, " view"]:
+    """Return each view's lens where all but those views have one of their own."""
+    is_shared = torch.zeros(len(problem.lens), dtype=torch.bool)
+    is_shared[list(views)] = True
+    own = torch.arange(len(problem.lens))
+    return first_of_each(torch.where(is_shared, problem.lens, -1 - own)[:, None])
 
 
 def _missing(sizes: Mapping[int, tuple[int, int]]) -> dict[int, Float64[Tensor, "2"]]:

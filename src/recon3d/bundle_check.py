@@ -70,13 +70,11 @@ def judged(
         return replace(report, reason="a focal length became implausible")
     bound = problem.config.max_error * UNIT
     errors = [_track_errors(problem, rig, aside, bound) for rig in (before, after)]
-    gain = errors[0] - errors[1]
-    doubt = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
     support = float((errors[1] < fit_bound(problem)).double().mean())
     reason = ""
     if not support >= _MIN_SUPPORT:
         reason = f"only {100 * support:.0f} % of the tracks kept aside fit"
-    elif not float(gain.mean()) > _SIGMAS * doubt:
+    elif not _in_sigmas(errors[0] - errors[1]) > _SIGMAS:
         reason = "the tracks kept aside do not fit better"
     return replace(
         report,
@@ -87,6 +85,13 @@ def judged(
         support=support,
         weakest=_weakest(problem, after, aside),
     )
+
+
+def gained(problem: Problem, before: Rig, after: Rig, tracks: Tracks) -> float:
+    """Return by how many standard errors tracks fit better after; nan where that says nothing."""
+    bound = problem.config.max_error * UNIT
+    errors = [_track_errors(problem, rig, tracks, bound) for rig in (before, after)]
+    return _in_sigmas(errors[0] - errors[1])
 
 
 def is_poor(report: RefineReport) -> bool:
@@ -150,3 +155,8 @@ def _track_errors(
     error = fit_tracks(problem, rig, tracks).error.clamp_max(bound)
     total = torch.zeros(tracks.n_tracks, dtype=torch.float64).index_add_(0, tracks.track, error)
     return total / torch.bincount(tracks.track, minlength=tracks.n_tracks)
+
+
+def _in_sigmas(gain: Float64[Tensor, " track"]) -> float:
+    """Return the mean in standard errors; nan for fewer than two."""
+    return float(gain.mean() / gain.std() * math.sqrt(len(gain)))

@@ -128,9 +128,8 @@ def _parameters(problem: Problem, held: list[int]) -> _Parameters:
 
 def _lenses(views: list[int], problem: Problem) -> list[list[int]]:
     """Return which of the views share a lens."""
-    if problem.config.shared_focal:
-        return [views] if views else []
-    return [[n] for n in views]
+    lens = problem.lens.tolist()
+    return [[n for n in views if lens[n] == one] for one in sorted({lens[n] for n in views})]
 
 
 def _normal_matrix(

@@ -64,10 +64,10 @@ def join_views(
         pairs: of views that matched.
     """
     cam2world, focal, placed = rig.cam2world.clone(), rig.focal.clone(), placed.clone()
-    if problem.config.shared_focal:
-        known = placed & ~problem.constant_focal
+    for n in (~placed & ~problem.constant_focal).nonzero().flatten().tolist():
+        known = placed & (problem.lens == problem.lens[n])
         if bool(known.any()):
-            focal[~placed & ~problem.constant_focal] = focal[known].median()
+            focal[n] = focal[known].median()
     relative: dict[tuple[int, int], Float64[np.ndarray, "4 4"] | None] = {}
     while True:
         found: dict[int, _Place] = {}

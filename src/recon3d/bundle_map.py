@@ -66,12 +66,14 @@ def map_cameras(
         start: the cameras of the scene.
         tracks: without those kept aside for the check.
         pairs: of views that matched; tracks are not believed to join others.
-        trusted_focal: whose focal length is given or in the photo's metadata. Of the others the
-            median is tried first, then the usual one, then the median as if it were given.
+        trusted_focal: whose focal length is given or in the photo's metadata, and with it that of
+            their lens. Of the others the median is tried first, then the usual one, then the median
+            as if it were given.
     """
     pycolmap = require_pycolmap()
     n_views = len(start.focal)
     constant = trusted_focal | problem.constant_focal
+    constant = (constant & (problem.lens[:, None] == problem.lens)).any(1)
     own = float(start.focal[~constant].median()) if not constant.all() else 0.0
     # the last for photos that tell nothing of the focal length: moved sideways, not turned
     guesses = [(own, False), (USUAL_FOCAL, False), (own, True)][: 1 if constant.all() else 3]
@@ -145,13 +147,11 @@ def _write(
     pairs: Collection[tuple[int, int]],
 ) -> list[int]:
     """Write COLMAP's database of cameras, keypoints and matches; return each view's camera."""
-    free = (~problem.constant_focal).nonzero().flatten().tolist()
     pixels = (problem.image(tracks) + _CENTRE).numpy()
     tracks_of, cameras = [], []
     with pycolmap.Database.open(path) as database:
         for n, focal_n in enumerate(focal.tolist()):
-            shared = problem.config.shared_focal and n in free
-            cameras.append(free[0] + 1 if shared else n + 1)
+            cameras.append(problem.camera(n) + 1)
             if cameras[-1] == n + 1:
                 camera = pycolmap.Camera(
                     model="SIMPLE_PINHOLE",

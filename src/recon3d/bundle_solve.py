@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from recon3d.bundle_lens import first_of_each
 from recon3d.bundle_prior import LikelyLens, remind_of_focals, remind_of_lenses
 from recon3d.colmap_extra import require_pycolmap
 from recon3d.config import RefineConfig
@@ -55,6 +56,7 @@ class Rig:
 class Problem:
     """What no adjustment changes: `unit` is thousandths per pixel of a view, x and y.
 
+    `lens` is the first view of those of one lens, which share a focal length where it is adjusted.
     `likely_focal` is where focal lengths (thousandths) stay that no track holds, `focal_spread` the
     standard deviation of its logarithm; `centre_spread` is how far principal points probably are
     from `centre` (thousandths), 0 where lenses are known. With `free_centre`, `centre` was adjusted
@@ -66,10 +68,15 @@ class Problem:
     likely_focal: Float64[Tensor, " view"]
     focal_spread: Float64[Tensor, " view"]
     centre_spread: Float64[Tensor, " view"]
+    lens: Int64[Tensor, " view"]
     constant_focal: Bool[Tensor, " view"]
     constant_pose: Bool[Tensor, " view"]
     config: RefineConfig
     free_centre: bool = False
+
+    def camera(self, n: int) -> int:
+        """Return the first view of the camera of view n: that of its lens, else its own."""
+        return n if self.constant_focal[n] else int(self.lens[n])
 
     def image(self, tracks: Tracks) -> Float64[Tensor, "observation 2"]:
         """Return the observations in thousandths from the principal point."""
@@ -89,11 +96,13 @@ def problem_of(
     config: RefineConfig,
     fixed: Collection[int],
     calibrated: Collection[int] = (),
+    lens: Int64[Tensor, " view"] | None = None,
 ) -> tuple[Problem, Rig]:
     """Return what stays and the cameras to start from.
 
     `fixed` views keep their place; of `calibrated` ones the whole lens is known, of others, where
-    the focal length was given, that alone.
+    the focal length was given, that alone. Views with one number in `lens` share a focal length
+    unless it is given; None has all share one, or none, as `config.shared_focal` says.
     """
     intrinsics = scene.intrinsics.double().cpu()
     focal_px = intrinsics[:, [0, 1], [0, 1]]
@@ -110,11 +119,15 @@ def problem_of(
     spread = torch.tensor(
         [_SPREAD.get(verdict.focal_source, 1.0) for verdict in scene.verdicts], dtype=torch.float64
     )
-    if config.shared_focal and not bool(given.all()):
+    own = torch.arange(len(focal))
+    if lens is None:
+        lens = torch.zeros_like(own) if config.shared_focal else own
+    for number in lens[~given].unique():
         # what the surest say of the lens, else one photo with EXIF would be held to guesses
-        least = spread[~given].min()
-        focal = torch.where(given, focal, focal[~given & (spread == least)].median())
-        spread = torch.where(given, spread, least)
+        alike = (lens == number) & ~given
+        least = spread[alike].min()
+        focal = torch.where(alike, focal[alike & (spread == least)].median(), focal)
+        spread = torch.where(alike, least, spread)
     is_calibrated = torch.tensor([n in calibrated for n in range(len(scene.views))])
     problem = Problem(
         unit=unit_x[:, None] * focal_px[:, :1] / focal_px,
@@ -122,6 +135,7 @@ def problem_of(
         likely_focal=focal,
         focal_spread=spread,
         centre_spread=torch.where(is_calibrated, 0.0, _CENTRE_SPREAD).double(),
+        lens=first_of_each(torch.stack((lens, constant.long()), dim=1)),
         constant_focal=constant,
         constant_pose=torch.tensor([n in fixed for n in range(len(scene.views))]),
         config=config,
@@ -295,10 +309,8 @@ def _model(
     image = problem.image(tracks)
     place = torch.zeros(len(image), dtype=torch.int64)  # of each observation in its image
     world2cam = invert_rigid(rig.cam2world)
-    free = [n for n, constant in enumerate(problem.constant_focal.tolist()) if not constant]
     for n in tracks.view.unique().tolist():
-        shared = problem.config.shared_focal and n in free
-        camera = free[0] + 1 if shared else n + 1
+        camera = problem.camera(n) + 1
         if camera not in model.cameras:
             model.add_camera_with_trivial_rig(
                 pycolmap.Camera(

@@ -1,0 +1,50 @@
+"""Which photos are of one lens, as far as sizes and metadata tell: those share a focal length."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from recon3d.types import View
+
+_SAME_FOCAL = 1.01  # ratio of EXIF focal lengths of one lens
+
+
+def lenses_of(views: Sequence[View]) -> Int64[Tensor, " view"]:
+    """Return a number for each view, the same for photos against whose one lens nothing speaks.
+
+    They are of equal size, lying or upright, and EXIF says the same of them. Photos without EXIF
+    are of the lens of the others of their size where these have but one, else each of its own.
+    """
+    lens = torch.arange(len(views))
+    for size in {_size(view) for view in views}:
+        alike = [n for n, view in enumerate(views) if _size(view) == size]
+        silent = [n for n in alike if views[n].focal_px is None]
+        groups: list[list[int]] = []
+        shortest = 0.0
+        for focal, n in sorted((views[n].focal_px or 0.0, n) for n in alike if n not in silent):
+            if groups and focal <= _SAME_FOCAL * shortest:
+                groups[-1].append(n)
+            else:
+                groups.append([n])
+                shortest = focal
+        if len(groups) <= 1:
+            groups = [alike]
+        for group in groups:
+            lens[group] = min(group)
+    return lens
+
+
+def of_one_size(views: Sequence[View]) -> bool:
+    """Say whether all photos have one size, lying or upright."""
+    return len({_size(view) for view in views}) == 1
+
+
+def first_of_each(lens: Int64[Tensor, "view key"]) -> Int64[Tensor, " view"]:
+    """Return the first view with the same keys as each view."""
+    return (lens[:, None] == lens).all(-1).int().argmax(1)
+
+
+def _size(view: View) -> tuple[int, ...]:
+    return tuple(sorted((view.photo_width, view.photo_height)))
