@@ -86,9 +86,16 @@ class ExactScene:
 
 
 def exact_scene(
-    n_views: int, *, seed: int = 0, shapes: Sequence[tuple[int, int]] = SHAPES
+    n_views: int,
+    *,
+    seed: int = 0,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    focals: Sequence[float] | None = None,
 ) -> ExactScene:
-    """Return cameras on an arc around the balls, of mixed shapes and focal lengths."""
+    """Return cameras on an arc around the balls, of mixed shapes and focal lengths.
+
+    These are drawn, or `focals` over the long edge.
+    """
     generator = torch.Generator().manual_seed(seed)
     angle = torch.arange(n_views).double() * (4.5 / max(n_views, 6))
     jitter = torch.rand(n_views, 3, generator=generator).double() - 0.5
@@ -98,9 +105,9 @@ def exact_scene(
     up = torch.tensor([0.05, -1.0, 0.1], dtype=torch.float64)
     cam2world = look_at(centre, target, up)
     sizes = [shapes[n % len(shapes)] for n in range(n_views)]
-    focal = torch.tensor([max(size) for size in sizes]) * (
-        0.75 + 0.4 * torch.rand(n_views, generator=generator).double()
-    )
+    drawn = 0.75 + 0.4 * torch.rand(n_views, generator=generator).double()
+    relative = drawn if focals is None else torch.tensor(focals).double()
+    focal = torch.tensor([max(size) for size in sizes]) * relative
     views = tuple(blank_view(f"{n}.jpg", size) for n, size in enumerate(sizes))
     scene = ExactScene(views=views, cam2world=cam2world, focal=focal, depth=())
     depth = tuple(cast(scene, n) for n in range(n_views))

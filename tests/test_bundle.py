@@ -29,23 +29,24 @@ CONFIG = RefineConfig()
 
 
 @cache
-def truth() -> ExactScene:
-    return exact_scene(N_VIEWS, shapes=((96, 128), (128, 96)))
+def truth(focals: tuple[float, ...] | None = None) -> ExactScene:
+    return exact_scene(N_VIEWS, shapes=((96, 128), (128, 96)), focals=focals)
 
 
 @cache
-def pixel_matches() -> tuple[Matches, ...]:
+def pixel_matches(focals: tuple[float, ...] | None = None) -> tuple[Matches, ...]:
     """Matches between whole pixels: right to about half of one."""
     config = MatchConfig(stride=2, max_distance=0.01)
-    return tuple(merge_orders(matches_of_prediction(p, config) for p in truth().predictions()))
+    predictions = truth(focals).predictions()
+    return tuple(merge_orders(matches_of_prediction(p, config) for p in predictions))
 
 
 @cache
-def true_matches() -> tuple[Matches, ...]:
+def true_matches(focals: tuple[float, ...] | None = None) -> tuple[Matches, ...]:
     """The same with the exact place in the second view."""
-    scene = truth()
+    scene = truth(focals)
     exact = []
-    for one in pixel_matches():
+    for one in pixel_matches(focals):
         column, row = one.pixels_i.floor().long().T
         cam_i2cam_j = compose(invert_rigid(scene.cam2world[one.j]), scene.cam2world[one.i])
         points = transform_points(cam_i2cam_j, scene.pointmap(one.i)[row, column])
@@ -61,9 +62,14 @@ def nonsense() -> list[Matches]:
     ]
 
 
-def spoilt_scene(*, focal_source: str = "estimated", same_focal: bool = False) -> Scene:
+def spoilt_scene(
+    *,
+    focal_source: str = "estimated",
+    same_focal: bool = False,
+    focals: tuple[float, ...] | None = None,
+) -> Scene:
     """Return the true scene with cameras turned by some degrees and moved, depth out of scale."""
-    scene = truth()
+    scene = truth(focals)
     generator = torch.Generator().manual_seed(3)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -253,6 +259,32 @@ def test_a_shared_focal_length_is_one_of_the_photo() -> None:
     focal = scene.intrinsics[:, 0, 0]
     assert torch.allclose(focal, focal[0].expand(N_VIEWS))
     assert torch.allclose(focal, scene.intrinsics[:, 1, 1])
+
+
+def test_photos_of_one_size_share_a_focal_length_whatever_others_there_are() -> None:
+    half = torch.diag(torch.tensor([0.5, 0.5, 1.0]))
+    focals = (0.8, 0.8, 1.1, 1.1)
+    start = spoilt_scene(focals=focals)
+    views = list(start.views)
+    for n in (2, 3):
+        view = views[n]
+        views[n] = replace(
+            view,
+            photo_width=2 * view.photo_width,
+            photo_height=2 * view.photo_height,
+            photo2view=half @ view.photo2view,
+        )
+    noisy = [
+        replace(one, pixels_j=one.pixels_j + 0.1 * torch.randn(one.pixels_j.shape))
+        for one in true_matches(focals)
+    ]
+    scene, _ = refine_scene(replace(start, views=tuple(views)), noisy, CONFIG)
+    focal = scene.intrinsics[:, 0, 0].tolist()
+    assert focal[0] == focal[1]
+    assert focal[2] == focal[3] != focal[0]
+    after = errors(scene, truth(focals))
+    assert after["rotation_deg"] < 0.1
+    assert after["focal"] < 5e-3
 
 
 def test_pictures_without_features_fall_back_to_the_matches() -> None:

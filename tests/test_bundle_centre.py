@@ -100,6 +100,23 @@ def test_principal_points_of_cropped_photos_are_found(caplog: pytest.LogCaptureF
     assert "cropped, by what features show: 1.jpg, 4.jpg" in caplog.text
 
 
+def test_photos_of_one_size_may_be_cropped_at_either_side() -> None:
+    """Whole photos keep the lens that they share, cropped ones do not."""
+    cropped = {1: (110.0, 0.0), 4: (-110.0, 0.0)}
+    rig, used, aside, report = centred(cropped)
+    lens = torch.tensor([1 if n in cropped else 0 for n in range(N_VIEWS)])
+    views = photos([780 if n in cropped else 1000 for n in range(N_VIEWS)])
+    found = find_centres(views, replace(problem(), lens=lens), rig, (used, aside), report)
+    assert found is not None
+    moved, better, _ = found
+    true = torch.tensor([cropped.get(n, (0.0, 0.0)) for n in range(N_VIEWS)]).double()
+    assert float((moved.centre - true).abs().max()) < 8
+    assert float(wrong_deg(better).max()) < 0.5
+    assert moved.lens.tolist() == [0, 1, 0, 0, 4, 0]
+    whole = better.focal[[0, 2, 3, 5]]
+    assert torch.equal(whole, whole[:1].expand(4))
+
+
 def test_photos_of_unlike_sizes_need_not_be_cropped() -> None:
     rig, used, aside, report = centred({})
     views = photos(WIDTHS, HEIGHTS)

@@ -179,6 +179,22 @@ def test_a_shared_lens_is_what_exif_says_of_it() -> None:
     assert float(own.focal_spread[0]) < float(own.focal_spread[1])
 
 
+def test_views_with_one_number_share_a_focal_length_unless_it_is_given() -> None:
+    scene = as_scene(exact_scene(5))
+    given = replace(scene.verdicts[0], focal_source="given")
+    exif = replace(scene.verdicts[0], focal_source="exif")
+    own = scene.verdicts[0]
+    scene = replace(scene, verdicts=(given, own, own, exif, own))
+    scene.intrinsics[:, [0, 1], [0, 1]] *= torch.tensor([1.0, 1.1, 1.2, 1.3, 1.4])[:, None]
+    _, rig = problem_of(scene, CONFIG, ())
+    problem, start = problem_of(scene, CONFIG, (), lens=torch.tensor([7, 7, 3, 3, 7]))
+    assert problem.lens.tolist() == [0, 1, 2, 2, 1]
+    assert [problem.camera(n) for n in range(5)] == [0, 1, 2, 2, 1]
+    assert start.focal[[0, 3]].tolist() == rig.focal[[0, 3]].tolist()
+    assert float(start.focal[2]) == float(rig.focal[3])  # EXIF knows better
+    assert float(start.focal[1]) == float(start.focal[4]) in rig.focal[[1, 4]].tolist()
+
+
 def seen_by(rig: Rig, noise: float) -> Tracks:
     """Return 200 points about ten units away, seen by all, in thousandths."""
     generator = torch.Generator().manual_seed(0)

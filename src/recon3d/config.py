@@ -245,8 +245,8 @@ class RefineConfig:
     those that the network saw. Photos that are still without a place get features as seen from
     aside, up to `wide_features` in the photo itself, shrunk to as many pixels as a square of
     `wide_size` has, in at most `max_wide_pairs` pairs of `max_wide_views` photos.
-    `shared_focal` None takes one focal length where photos are of equal size and EXIF does not
-    speak against it, unless focal lengths of their own fit much better.
+    `shared_focal` None takes one focal length for photos of equal size where EXIF does not speak
+    against it, unless focal lengths of their own fit much better.
     """
 
     feature_size: int = 1600
