@@ -117,6 +117,44 @@ def test_photos_of_one_size_may_be_cropped_at_either_side() -> None:
     assert torch.equal(whole, whole[:1].expand(4))
 
 
+def test_upright_photos_have_a_principal_point_of_their_own() -> None:
+    """That of the sensor, off the middle, turns with the camera."""
+    upright, offset = (1, 3), {n: (-4.0, 6.0) if n in (1, 3) else (6.0, 4.0) for n in range(6)}
+    offset[4] = (6.0, -80.0)
+    rig, used, aside, report = centred(offset)
+    views = photos(
+        [750 if n in upright else 1000 for n in range(N_VIEWS)],
+        tuple(1000 if n in upright else 590 if n == 4 else 750 for n in range(N_VIEWS)),
+    )
+    one_lens = torch.tensor([0, 0, 0, 0, 4, 0])
+    found = find_centres(views, replace(problem(), lens=one_lens), rig, (used, aside), report)
+    assert found is not None
+    moved, better, judgement = found
+    assert moved.lens.tolist() == [0, 1, 0, 1, 4, 0]
+    assert judgement.error_after < 0.5
+    assert float(wrong_deg(better).max()) < 0.5
+
+
+def test_what_lenses_of_their_own_gain_is_no_sign_of_a_crop() -> None:
+    """Two cameras, and one photo focused nearer: freed of the shared lens, all fits."""
+    views = photos([1000, 1000, 1000, 900, 900, 900], (750, 750, 750, 700, 700, 700))
+    lens = torch.tensor([0, 0, 0, 3, 3, 3])
+    task = replace(problem(), lens=lens)
+    true = true_rig()
+    true.focal[1] *= 1.01
+    generator = torch.Generator().manual_seed(0)
+    used, aside = (
+        tracks_of(seen + 0.2 * torch.randn(seen.shape, generator=generator).double())
+        for seen in (seen_by(true, N_POINTS, generator) for _ in range(2))
+    )
+    rig = true_rig()
+    for _ in range(6):
+        rig = adjust(task, rig, used)
+    plain = RefineReport(improved=True, reason="", sharp_pairs=1, n_tracks=N_POINTS, remapped=True)
+    report = replace(judged(plain, task, true_rig(), rig, aside), reason="")
+    assert find_centres(views, task, rig, (used, aside), report) is None
+
+
 def test_photos_of_unlike_sizes_need_not_be_cropped() -> None:
     rig, used, aside, report = centred({})
     views = photos(WIDTHS, HEIGHTS)

@@ -45,12 +45,16 @@ def warned(
     n_seen: int = N_VIEWS,
     config: RefineConfig | None = None,
     reason: str = "",
+    views: list[View] | None = None,
+    fixed: int | None = None,
 ) -> str:
     """Return what is said of cameras adjusted with those focal lengths; the others are free."""
     problem: Problem = open_problem(
         N_VIEWS,
         constant_focal=torch.tensor([n in given for n in range(N_VIEWS)]),
         focal_spread=torch.full((N_VIEWS,), 0.2).double(),
+        centre_spread=torch.full((N_VIEWS,), 7.0).double(),
+        constant_pose=torch.tensor([n == fixed for n in range(N_VIEWS)]),
         config=config or RefineConfig(),
     )
     used, aside = (observed(seed, range(n_seen)) for seed in (0, 1))
@@ -62,7 +66,7 @@ def warned(
     report = RefineReport(improved=True, reason="", sharp_pairs=1, n_tracks=N_POINTS)
     report = judged(replace(report, remapped=True), problem, ring(N_VIEWS, 600.0), rig, aside)
     caplog.clear()
-    warn_of_focals(VIEWS, problem, rig, (used, aside), replace(report, reason=reason))
+    warn_of_focals(views or VIEWS, problem, rig, (used, aside), replace(report, reason=reason))
     return caplog.text
 
 
@@ -96,6 +100,9 @@ def test_true_and_nearly_true_focal_lengths_are_not_questioned(
         {"n_seen": 2},
         {"reason": "the tracks kept aside do not fit better"},
         {"config": RefineConfig(refine_focal=False)},
+        # a wrong pose, or a crop, looks much alike
+        {"fixed": 1},
+        {"views": [*VIEWS[1:], replace(VIEWS[0], photo_width=1200)]},
     ],
 )
 def test_nothing_is_said_where_features_do_not_tell(

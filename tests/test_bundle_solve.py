@@ -195,6 +195,22 @@ def test_views_with_one_number_share_a_focal_length_unless_it_is_given() -> None
     assert float(start.focal[1]) == float(start.focal[4]) in rig.focal[[1, 4]].tolist()
 
 
+def test_given_focal_lengths_are_of_one_lens_where_they_are_the_same() -> None:
+    scene = as_scene(exact_scene(5))
+    given = replace(scene.verdicts[0], focal_source="given")
+    scene = replace(scene, verdicts=(given,) * 4 + (scene.verdicts[0],))
+    known = torch.tensor([50.0, 60.0, 50.0, 50.0, 50.0]).double()
+    scene.intrinsics[:, [0, 1], [0, 1]] = known[:, None]
+    square = [replace(view, photo_width=64, photo_height=64) for view in scene.views]
+    views = [replace(view, photo2view=torch.eye(3)) for view in square]
+    problem, start = problem_of(
+        replace(scene, views=tuple(views)), CONFIG, (), lens=torch.tensor([0, 0, 0, 3, 0])
+    )
+    assert problem.lens.tolist() == [0, 1, 0, 3, 4]
+    assert [problem.camera(n) for n in range(5)] == [0, 1, 2, 3, 4]
+    assert start.focal.tolist() == (known * 1000 / 64).tolist()
+
+
 def seen_by(rig: Rig, noise: float) -> Tracks:
     """Return 200 points about ten units away, seen by all, in thousandths."""
     generator = torch.Generator().manual_seed(0)

@@ -196,7 +196,7 @@ def _solved(
     lens = lenses_of(scene.views) if is_open else None
     problem, start = problem_for(lens)
     best = _best_attempt(scene, problem, start, evidence, track)
-    if lens is not None and len(lens.unique()) < len(lens):
+    if lens is not None and any(problem.camera(n) != n for n in range(len(scene.views))):
         others, start = problem_for(None)
         if best.report.reason or _would_pay(others, start, best, track):
             free = _best_attempt(scene, others, start, evidence, track)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recon3d.bundle_check import RefineReport, judged, pays
 from recon3d.bundle_lens import first_of_each, of_one_size
-from recon3d.bundle_solve import Problem, Rig, adjust_centres
+from recon3d.bundle_solve import Problem, Rig, adjust, adjust_centres
 from recon3d.progress import Track, silent
 from recon3d.tracks import Tracks
 from recon3d.types import View
@@ -60,7 +60,10 @@ def find_centres(
     is_known = (problem.centre_spread == 0)[:, None]
     at_most = torch.where(is_known, _KNOWN, at_most.clamp_min(_LEAST))
     whole = [n for n, lack in missing.items() if not lack.any()]
-    moved, new, spread = replace(problem, lens=_only_shared_by(whole, problem)), rig, at_most
+    moved, new, spread = replace(problem, lens=_lenses(views, whole, problem)), rig, at_most
+    in_middle = report
+    if not torch.equal(moved.lens, problem.lens):
+        in_middle = _without_centres(moved, rig, used, aside, report)
     for n_done in range(1, _N_ROUNDS + 1):
         moved, new = adjust_centres(moved, new, used, problem.centre, spread)
         track("refine", n_done, _N_ROUNDS)
@@ -68,9 +71,9 @@ def find_centres(
         if n_done >= _N_LOOSE:
             spread = at_most.minimum(((_PLAIN**2 + off.square()) / 2).sqrt())
     found = judged(replace(report, remapped=True), moved, rig, new, aside)
-    if found.reason or not found.error_after < _HINTS * report.error_after:
+    if found.reason or not found.error_after < _HINTS * in_middle.error_after:
         return None
-    if not missing and not pays(found, report):
+    if not missing and not pays(found, in_middle):
         return _with_spread(problem, torch.full_like(rig.focal, _IN_DOUBT)), rig, report
     names = [views[n].name for n in held if off[n] > 2 * _PLAIN]
     logger.info("cropped, by what features show: %s", ", ".join(names) or "none by much")
@@ -78,12 +81,28 @@ def find_centres(
     return replace(_with_spread(moved, spread.amax(-1)), free_centre=True), new, found
 
 
-def _only_shared_by(views: Sequence[int], problem: Problem) -> Int64[Tensor, " view"]:
-    """Return each view's lens where all but those views have one of their own."""
-    is_shared = torch.zeros(len(problem.lens), dtype=torch.bool)
-    is_shared[list(views)] = True
-    own = torch.arange(len(problem.lens))
-    return first_of_each(torch.where(is_shared, problem.lens, -1 - own)[:, None])
+def _lenses(
+    views: Sequence[View], whole: Sequence[int], problem: Problem
+) -> Int64[Tensor, " view"]:
+    """Return each view's lens where only whole photos share one, and with it a principal point.
+
+    Upright photos do not share it with those that lie: the camera was turned.
+    """
+    is_whole = torch.zeros(len(views), dtype=torch.bool)
+    is_whole[list(whole)] = True
+    is_upright = torch.tensor([view.photo_height > view.photo_width for view in views])
+    lens = torch.where(is_whole, problem.lens, -1 - torch.arange(len(views)))
+    return first_of_each(torch.stack((lens, is_upright.long()), dim=1))
+
+
+def _without_centres(
+    problem: Problem, rig: Rig, used: Tracks, aside: Tracks, report: RefineReport
+) -> RefineReport:
+    """Return the report where lenses are as free, but principal points stay in the middle."""
+    for _ in range(_N_LOOSE):
+        rig = adjust(problem, rig, used)
+    error = judged(replace(report, remapped=True), problem, rig, rig, aside).error_after
+    return replace(report, error_after=min(error, report.error_after))
 
 
 def _missing(sizes: Mapping[int, tuple[int, int]]) -> dict[int, Float64[Tensor, "2"]]:

@@ -33,8 +33,9 @@ class RefineReport:
     `sharp_pairs` counts the pairs with matched image features, 0 where the network's matches were
     used as they were. Errors are those of the tracks that were kept aside: the mean distance from
     pixel to projected point, bounded by `RefineConfig.max_error`, relative to the long edge of the
-    photo; `support` is the share of them that fits well, `weakest` that of the observations of the
-    view that fits worst; nan where it did not come so far.
+    photo; `gain` is by how many standard errors they became less, `support` the share of the tracks
+    that fits well, `weakest` that of the observations of the view that fits worst; nan where it did
+    not come so far.
     `refined` names the views that tracks hold. `parallax` says whether the photos were taken from
     more places than one, without which positions are guesses; None where features do not tell.
     `depth_error` is the median relative difference between the depth maps, each scaled to the
@@ -48,6 +49,7 @@ class RefineReport:
     n_held_out: int = 0
     error_before: float = math.nan
     error_after: float = math.nan
+    gain: float = math.nan
     refined: tuple[str, ...] = ()
     remapped: bool = False
     support: float = math.nan
@@ -70,11 +72,12 @@ def judged(
         return replace(report, reason="a focal length became implausible")
     bound = problem.config.max_error * UNIT
     errors = [_track_errors(problem, rig, aside, bound) for rig in (before, after)]
+    gain = _in_sigmas(errors[0] - errors[1])
     support = float((errors[1] < fit_bound(problem)).double().mean())
     reason = ""
     if not support >= _MIN_SUPPORT:
         reason = f"only {100 * support:.0f} % of the tracks kept aside fit"
-    elif not _in_sigmas(errors[0] - errors[1]) > _SIGMAS:
+    elif not gain > _SIGMAS:
         reason = "the tracks kept aside do not fit better"
     return replace(
         report,
@@ -82,16 +85,10 @@ def judged(
         n_held_out=aside.n_tracks,
         error_before=float(errors[0].mean()) / UNIT,
         error_after=float(errors[1].mean()) / UNIT,
+        gain=gain,
         support=support,
         weakest=_weakest(problem, after, aside),
     )
-
-
-def gained(problem: Problem, before: Rig, after: Rig, tracks: Tracks) -> float:
-    """Return by how many standard errors tracks fit better after; nan where that says nothing."""
-    bound = problem.config.max_error * UNIT
-    errors = [_track_errors(problem, rig, tracks, bound) for rig in (before, after)]
-    return _in_sigmas(errors[0] - errors[1])
 
 
 def is_poor(report: RefineReport) -> bool:
@@ -159,4 +156,6 @@ def _track_errors(
 
 def _in_sigmas(gain: Float64[Tensor, " track"]) -> float:
     """Return the mean in standard errors; nan for fewer than two."""
+    if len(gain) < 2:
+        return math.nan
     return float(gain.mean() / gain.std() * math.sqrt(len(gain)))

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from recon3d.bundle_check import RefineReport, gained, judged
+from recon3d.bundle_check import RefineReport, judged
+from recon3d.bundle_lens import of_one_size
 from recon3d.bundle_solve import UNIT, Problem, Rig, adjust
 from recon3d.tracks import Tracks
 from recon3d.types import View
@@ -28,9 +29,12 @@ def warn_of_focals(
 ) -> None:
     """Warn of given focal lengths, where others make tracks kept aside fit beyond doubt better.
 
+    Nothing is said where something else may be wrong that looks much alike: given poses, or
+    principal points of photos of several sizes, which may be cropped.
+
     Args:
         views: of the scene.
-        problem: in which given focal lengths are constant.
+        problem: in which given focal lengths are constant, and their lenses those of one value.
         rig: adjusted cameras.
         used_and_aside: tracks that adjust cameras, and those that judge them.
         report: what these say of the cameras; nothing is asked of those that failed.
@@ -38,7 +42,10 @@ def warn_of_focals(
     used, aside = used_and_aside
     held = used.view.unique()
     given = held[problem.constant_focal[held]]
-    if report.reason or len(held) < 3 or not len(given) or not problem.config.refine_focal:
+    tells = len(held) >= 3 and problem.config.refine_focal and not problem.constant_pose[held].any()
+    if report.reason or not len(given) or not tells:
+        return
+    if problem.centre_spread[given].any() and not of_one_size([views[n] for n in held.tolist()]):
         return
     free = replace(problem, constant_focal=torch.zeros_like(problem.constant_focal))
     new = rig
@@ -48,10 +55,8 @@ def warn_of_focals(
             break
     off = (new.focal / rig.focal)[given].log()
     worst = int(given[off.abs().argmax()])
-    if float(off.abs().max()) < _OFF or not gained(problem, rig, new, aside) > _SIGMAS:
-        return
     found = judged(replace(report, remapped=True), problem, rig, new, aside)
-    if found.reason:
+    if float(off.abs().max()) < _OFF or found.reason or not found.gain > _SIGMAS:
         return
     long_edge = max(views[worst].photo_width, views[worst].photo_height)
     wrong, fitting = (float(one.focal[worst]) * long_edge / UNIT for one in (rig, new))

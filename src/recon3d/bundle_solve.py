@@ -56,7 +56,8 @@ class Rig:
 class Problem:
     """What no adjustment changes: `unit` is thousandths per pixel of a view, x and y.
 
-    `lens` is the first view of those of one lens, which share a focal length where it is adjusted.
+    `lens` is the first view of those that share a focal length where it is adjusted, or that were
+    given the same one.
     `likely_focal` is where focal lengths (thousandths) stay that no track holds, `focal_spread` the
     standard deviation of its logarithm; `centre_spread` is how far principal points probably are
     from `centre` (thousandths), 0 where lenses are known. With `free_centre`, `centre` was adjusted
@@ -135,7 +136,7 @@ def problem_of(
         likely_focal=focal,
         focal_spread=spread,
         centre_spread=torch.where(is_calibrated, 0.0, _CENTRE_SPREAD).double(),
-        lens=first_of_each(torch.stack((lens, constant.long()), dim=1)),
+        lens=first_of_each(torch.stack((lens, torch.where(constant, focal, 0.0).long()), dim=1)),
         constant_focal=constant,
         constant_pose=torch.tensor([n in fixed for n in range(len(scene.views))]),
         config=config,
