@@ -29,8 +29,8 @@ LAYERS = (
     "align_solve align_polish adopt bundle_scene bundle_check bundle_evidence bundle_doubt "
     "bundle_join bundle_map bundle_pair twin_pose score_table synth.cameras synth.family_indoor "
     "synth.family_outdoor synth.family_piles",
-    "bundle_centre bundle_focal align_given align_refine align_dense bundle_conflict warm_start "
-    "weights_info synth.families",
+    "bundle_centre bundle_focal bundle_resect bundle_split align_given align_refine "
+    "align_dense bundle_conflict warm_start weights_info synth.families",
     "align_place bundle given_check synth.folder",
     "align_verdicts refinement",
     "align synth batches",

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int64
@@ -21,7 +20,6 @@ from recon3d.bundle_check import (
     SURE_OF_VIEW,
     RefineReport,
     fitting,
-    held_out,
     is_sure,
     judged,
     pays,
@@ -35,8 +33,10 @@ from recon3d.bundle_join import join_views
 from recon3d.bundle_lens import lenses_of
 from recon3d.bundle_map import Mapped, map_cameras
 from recon3d.bundle_pair import place_pair
+from recon3d.bundle_resect import resected
 from recon3d.bundle_scene import rebuilt_scene
 from recon3d.bundle_solve import UNIT, Problem, Rig, adjust, fit_tracks, problem_of
+from recon3d.bundle_split import Split, split_tracks
 from recon3d.colmap_extra import require_pycolmap
 from recon3d.config import RefineConfig
 from recon3d.features import RgbOf
@@ -46,11 +46,7 @@ from recon3d.progress import Track, silent
 from recon3d.scale import shifted, whole_middle
 from recon3d.tracks import (
     Tracks,
-    build_tracks,
-    largest_group,
-    longest_tracks,
     select_observations,
-    select_tracks,
     views_seeing,
     well_joined,
 )
@@ -61,9 +57,11 @@ logger = logging.getLogger(__name__)
 
 _ROUNDS = 8  # at most; each starts from better points and drops observations that do not fit
 _FALLS = 0.95  # a round that leaves more of the median error is the last ...
+_LOOKS = 4  # at most, each from cameras of which one was placed anew
 _EXACT = 0.01  # ... and so is one that leaves no more (thousandths)
-_MIN_HELD = 0.5  # share of the views that tracks must hold
-_TRACKS_PER_VIEW = 50  # fewer leave doubt
+_TRACKS_PER_VIEW = 50  # fewer leave doubt ...
+_CLEAR_PER_VIEW = 150  # ... as do fewer than this many ...
+_CLEAR_SUPPORT = 0.9  # ... of which a smaller share fits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -84,18 +82,6 @@ class _Attempt:
     def held_out(self) -> Tracks:
         """The tracks kept aside among the views that have a place."""
         return select_observations(self.aside, self.placed[self.aside.view])
-
-
-class _Split(NamedTuple):
-    """Tracks to use, tracks to keep aside, and a report with the reason against, if any.
-
-    `pairs` are the pairs of views that matched: tracks are not believed to join others.
-    """
-
-    used: Tracks
-    aside: Tracks
-    report: RefineReport
-    pairs: set[tuple[int, int]]
 
 
 def refine_scene(
@@ -197,12 +183,12 @@ def _solved(
     problem, start = problem_for(lens)
     best = _best_attempt(scene, problem, start, evidence, track)
     if lens is not None and any(problem.camera(n) != n for n in range(len(scene.views))):
-        others, start = problem_for(None)
-        if best.report.reason or _would_pay(others, start, best, track):
-            free = _best_attempt(scene, others, start, evidence, track)
+        others, others_start = problem_for(None)
+        if best.report.reason or _would_pay(others, others_start, best, track):
+            free = _best_attempt(scene, others, others_start, evidence, track)
             if pays(free.report, best.report):
-                problem, best = others, free
-    return problem, best
+                problem, start, best = others, others_start, free
+    return problem, _with_second_opinion(scene, problem, start, evidence, best, track)
 
 
 def _would_pay(problem: Problem, start: Rig, shared: _Attempt, track: Track) -> bool:
@@ -219,8 +205,8 @@ def _best_attempt(
     n_heeded = len(scene.views) - len(evidence.ignored)
     best: _Attempt | None = None
 
-    def split(matches: Sequence[Matches]) -> _Split:
-        return _tracks(problem, matches, n_heeded, from_features=from_features)
+    def split(matches: Sequence[Matches]) -> Split:
+        return split_tracks(problem, matches, n_heeded, from_features=from_features)
 
     def near() -> _Attempt:
         return _adjusted(problem, start, split(evidence.near), track)
@@ -252,9 +238,27 @@ def _best_attempt(
                 break
     assert best is not None  # `near` always says something
     if best.report.reason and from_features and too_few:
-        tracks = _tracks(problem, evidence.coarse, n_heeded, from_features=False)
+        tracks = split_tracks(problem, evidence.coarse, n_heeded, from_features=False)
         best = _adjusted(problem, start, tracks, track)
     return best
+
+
+def _with_second_opinion(
+    scene: Scene, problem: Problem, start: Rig, evidence: Evidence, best: _Attempt, track: Track
+) -> _Attempt:
+    """Return the attempt, or what more tracks say where it has few, and some of them do not fit.
+
+    Where it took features anywhere in the photos alone, there are more near the matches.
+    """
+    report, n_heeded = best.report, len(scene.views) - len(evidence.ignored)
+    is_plain = evidence.from_features and report.sharp_pairs == len(evidence.anywhere)
+    is_clear = report.support >= _CLEAR_SUPPORT or report.n_tracks > _CLEAR_PER_VIEW * n_heeded
+    if report.reason or not report.remapped or not is_plain or is_clear:
+        return best
+    matches = [*evidence.anywhere, *evidence.near]
+    tracks = split_tracks(problem, matches, n_heeded, from_features=True)
+    second = _remapped(scene, problem, start, tracks, track)
+    return best if second is None else _better(problem, best, second)
 
 
 def _sure_places(problem: Problem, found: _Attempt) -> Bool[Tensor, " view"] | None:
@@ -276,7 +280,7 @@ def _firm(problem: Problem, tracks: Tracks) -> Bool[Tensor, " view"]:
     return well_joined(tracks, n_views) | (problem.constant_pose & views_seeing(tracks, n_views))
 
 
-def _adjusted(problem: Problem, start: Rig, tracks: _Split, track: Track) -> _Attempt:
+def _adjusted(problem: Problem, start: Rig, tracks: Split, track: Track) -> _Attempt:
     """Return the cameras adjusted from where they are, and what the check says of them."""
     used, aside, report, _ = tracks
     placed = views_seeing(used, len(problem.unit))
@@ -287,7 +291,7 @@ def _adjusted(problem: Problem, start: Rig, tracks: _Split, track: Track) -> _At
 
 
 def _remapped(
-    scene: Scene, problem: Problem, start: Rig, tracks: _Split, track: Track
+    scene: Scene, problem: Problem, start: Rig, tracks: Split, track: Track
 ) -> _Attempt | None:
     """Return cameras placed anew and adjusted, and what the check says; None if there are none."""
     used, aside, report, pairs = tracks
@@ -333,10 +337,28 @@ def _remapped(
 
 
 def _judged_in_rounds(problem: Problem, start: Rig, found: _Attempt, track: Track) -> _Attempt:
-    """Return the attempt with its cameras adjusted, and what the check says of them."""
-    rig = _in_rounds(problem, found.rig, found.used, track)
-    report = judged(found.report, problem, start, rig, found.held_out)
-    return replace(found, rig=rig, report=report)
+    """Return the attempt with its cameras adjusted, and what the check says of them.
+
+    Where they are beyond doubt as a whole, single views may still stand wrong: these are placed
+    anew, one after the other.
+    """
+
+    def settled(rig: Rig) -> _Attempt:
+        rig = _in_rounds(problem, rig, found.used, track)
+        return replace(
+            found, rig=rig, report=judged(found.report, problem, start, rig, found.held_out)
+        )
+
+    best = last = settled(found.rig)
+    tried: list[int] = []
+    while len(tried) < _LOOKS and is_sure(last.report):
+        moved = resected(problem, last.rig, last.used, tried)
+        if moved is None:
+            break
+        tried.append(moved[0])
+        last = settled(moved[1])
+        best = _better(problem, best, last)
+    return best
 
 
 def _better(problem: Problem, first: _Attempt, second: _Attempt) -> _Attempt:
@@ -369,39 +391,3 @@ def _in_rounds(problem: Problem, rig: Rig, tracks: Tracks, track: Track) -> Rig:
             break
     track("refine", _ROUNDS, _ROUNDS)
     return rig
-
-
-def _tracks(
-    problem: Problem, matches: Sequence[Matches], n_heeded: int, *, from_features: bool
-) -> _Split:
-    """Return the tracks that matches make, of which half of the `n_heeded` views need be part.
-
-    Never of sharp and coarse matches both: coarse ones, ten times less exact, would spoil what
-    sharp ones say.
-    """
-    config = problem.config
-    joined = largest_group(build_tracks(matches), len(problem.unit))
-    tracks = longest_tracks(joined, config.max_tracks)
-    aside = held_out(tracks, config)
-    report = RefineReport(
-        improved=False,
-        reason=_too_few(tracks, n_heeded, config),
-        sharp_pairs=len(matches) if from_features else 0,
-        n_tracks=tracks.n_tracks,
-    )
-    return _Split(
-        used=select_tracks(tracks, ~aside),
-        aside=select_tracks(tracks, aside),
-        report=report,
-        pairs={(one.i, one.j) for one in matches},
-    )
-
-
-def _too_few(tracks: Tracks, n_views: int, config: RefineConfig) -> str:
-    """Return why the tracks are not enough, or nothing."""
-    n_held = len(set(tracks.view.tolist()))
-    if tracks.n_tracks < config.min_tracks:
-        return f"{tracks.n_tracks} tracks, at least {config.min_tracks} are needed"
-    if n_held < max(2, _MIN_HELD * n_views):
-        return f"tracks join only {n_held} of {n_views} photos"
-    return ""
