@@ -1,5 +1,6 @@
 """Principal points of cropped photos: found where tracks tell them, else left in the middle."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -47,7 +48,7 @@ def observed(seed: int, cropped: dict[int, tuple[float, float]]) -> Tracks:
     return tracks_of(pixels)
 
 
-def photos(widths: list[int], heights: tuple[int, ...] = (750,) * N_VIEWS) -> list[View]:
+def photos(widths: Sequence[int], heights: Sequence[int] = (750,) * N_VIEWS) -> list[View]:
     return [
         View(
             name=f"{n}.jpg",
@@ -115,6 +116,19 @@ def test_photos_of_one_size_may_be_cropped_at_either_side() -> None:
     assert moved.lens.tolist() == [0, 1, 0, 0, 4, 0]
     whole = better.focal[[0, 2, 3, 5]]
     assert torch.equal(whole, whole[:1].expand(4))
+
+
+def test_a_photo_cropped_along_both_sides_is_found_by_what_it_sees_itself() -> None:
+    cropped = {1: (170.0, -100.0)}
+    rig, used, aside, report = centred(cropped)
+    small = dict.fromkeys(cropped, (500, 375))
+    views = photos(*zip(*[small.get(n, (1000, 750)) for n in range(N_VIEWS)], strict=True))
+    found = find_centres(views, problem(), rig, (used, aside), report)
+    assert found is not None
+    moved, better, judgement = found
+    assert float((moved.centre[1] - torch.tensor(cropped[1])).abs().max()) < 8
+    assert float(wrong_deg(better).max()) < 0.5
+    assert judgement.n_held_out == report.n_held_out
 
 
 def test_upright_photos_have_a_principal_point_of_their_own() -> None:
@@ -229,7 +243,7 @@ def test_one_cropped_photo_among_known_lenses_is_found() -> None:
 def test_sizes_tell_who_is_cropped_and_by_how_much() -> None:
     crops = {0: (1000, 750), 1: (800, 750), 2: (750, 1000), 3: (750, 940), 4: (640, 480)}
     assert {n: lack.tolist() for n, lack in bundle_centre._missing(crops).items()} == {
-        0: [0, 0], 1: [200, 0], 2: [0, 0], 3: [0, 60]
+        0: [0, 0], 1: [200, 0], 2: [0, 0], 3: [0, 60], 4: [360, 270]
     }  # fmt: skip
     unlike = {0: (1000, 750), 1: (640, 480), 2: (900, 600), 3: (800, 500)}
     assert bundle_centre._missing(unlike) == {}

@@ -2,9 +2,9 @@
 
 That a camera turns and that its photo was cropped look much alike; only many features in more than
 two photos tell them apart. So principal points are held as sizes say: of the photos of a camera,
-those of full size are not cropped, and others only along the side that is short; these have lenses
-of their own. Where sizes say nothing, they are held loosely. All are held the more firmly the less
-they moved, then: few photos are cropped, and those a lot.
+those of full size are not cropped, and others only along the sides that are short; these have
+lenses of their own. Where sizes say nothing, they are held loosely. All are held the more firmly
+the less they moved, then: few photos are cropped, and those a lot.
 """
 
 import logging
@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from recon3d.bundle_check import RefineReport, judged, pays
 from recon3d.bundle_lens import first_of_each, of_one_size
 from recon3d.bundle_solve import Problem, Rig, adjust, adjust_centres
 from recon3d.progress import Track, silent
-from recon3d.tracks import Tracks
+from recon3d.tracks import Tracks, select_tracks
 from recon3d.types import View
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ def find_centres(
     """Return all three with principal points where tracks want them, None if in the middle.
 
     Tried where photos have unlike sizes, not all lenses are known, and cameras passed the check.
-    Tracks kept aside must fit better; where sizes say nothing of who is cropped, clearly so, else
-    all stays but `centre_spread`.
+    What photos that may be cropped see of tracks kept aside must fit better; where sizes say
+    nothing of who is cropped, clearly so, else all stays but `centre_spread`.
     """
     used, aside = used_and_aside
     held = used.view.unique().tolist()
@@ -61,23 +61,30 @@ def find_centres(
     at_most = torch.where(is_known, _KNOWN, at_most.clamp_min(_LEAST))
     whole = [n for n, lack in missing.items() if not lack.any()]
     moved, new, spread = replace(problem, lens=_lenses(views, whole, problem)), rig, at_most
-    in_middle = report
-    if not torch.equal(moved.lens, problem.lens):
-        in_middle = _without_centres(moved, rig, used, aside, report)
+    judges = select_tracks(aside, _seen_by(at_most.amax(-1) > _LEAST, aside))
+    if not judges.n_tracks:
+        return None
+    in_middle = _without_centres(moved, rig, used, judges, report)
     for n_done in range(1, _N_ROUNDS + 1):
         moved, new = adjust_centres(moved, new, used, problem.centre, spread)
         track("refine", n_done, _N_ROUNDS)
         off = ((moved.centre - problem.centre) * problem.unit).norm(dim=-1, keepdim=True)
         if n_done >= _N_LOOSE:
             spread = at_most.minimum(((_PLAIN**2 + off.square()) / 2).sqrt())
-    found = judged(replace(report, remapped=True), moved, rig, new, aside)
+    plain = replace(report, remapped=True)
+    found = judged(plain, moved, rig, new, judges)
     if found.reason or not found.error_after < _HINTS * in_middle.error_after:
         return None
     if not missing and not pays(found, in_middle):
         return _with_spread(problem, torch.full_like(rig.focal, _IN_DOUBT)), rig, report
     names = [views[n].name for n in held if off[n] > 2 * _PLAIN]
     logger.info("cropped, by what features show: %s", ", ".join(names) or "none by much")
-    found = replace(found, remapped=report.remapped, error_before=report.error_before)
+    found = replace(
+        judged(plain, moved, rig, new, aside),
+        reason="",
+        remapped=report.remapped,
+        error_before=report.error_before,
+    )
     return replace(_with_spread(moved, spread.amax(-1)), free_centre=True), new, found
 
 
@@ -96,35 +103,51 @@ def _lenses(
 
 
 def _without_centres(
-    problem: Problem, rig: Rig, used: Tracks, aside: Tracks, report: RefineReport
+    problem: Problem, rig: Rig, used: Tracks, judges: Tracks, report: RefineReport
 ) -> RefineReport:
     """Return the report where lenses are as free, but principal points stay in the middle."""
+    free = rig
     for _ in range(_N_LOOSE):
-        rig = adjust(problem, rig, used)
-    error = judged(replace(report, remapped=True), problem, rig, rig, aside).error_after
-    return replace(report, error_after=min(error, report.error_after))
+        free = adjust(problem, free, used)
+    plain = replace(report, remapped=True)
+    found = [judged(plain, problem, rig, one, judges).error_after for one in (rig, free)]
+    return replace(report, error_after=min(found))
+
+
+def _seen_by(views: Bool[Tensor, " view"], tracks: Tracks) -> Bool[Tensor, " track"]:
+    """Return which tracks any of the views sees."""
+    seen = torch.zeros(tracks.n_tracks, dtype=torch.bool)
+    seen[tracks.track[views[tracks.view]]] = True
+    return seen
 
 
 def _missing(sizes: Mapping[int, tuple[int, int]]) -> dict[int, Float64[Tensor, "2"]]:
     """Return what photos lack of the full size of the camera, in pixels, as far as sizes tell.
 
-    That is the size of which most of the others lack something along one side only.
+    That is the size of which most of the others lack something along one side only. Others that are
+    smaller lack something along both, or were scaled down.
     """
     explained = [
         {n: lack for n, size in sizes.items() if (lack := _lack(size, full)) is not None}
         for full in sorted(set(sizes.values()), reverse=True)
     ]
     best = max(explained, key=len)
-    return best if 2 * len(best) > len(sizes) else {}
+    if 2 * len(best) <= len(sizes):
+        return {}
+    full = max(sizes[n] for n in best)
+    return best | {
+        n: lack
+        for n, size in sizes.items()
+        if n not in best and (lack := _lack(size, full, sides=2)) is not None
+    }
 
 
-def _lack(size: tuple[int, int], full: tuple[int, int]) -> Float64[Tensor, "2"] | None:
-    """Return what a photo lacks of the full size, lying or upright; None if not one side alone."""
-    lacks = [
-        (frame[0] - size[0], frame[1] - size[1])
-        for frame in (full, full[::-1])
-        if min(frame[0] - size[0], frame[1] - size[1]) == 0
-    ]
+def _lack(
+    size: tuple[int, int], full: tuple[int, int], sides: int = 1
+) -> Float64[Tensor, "2"] | None:
+    """Return what a photo lacks of the full size, lying or upright; None if along more sides."""
+    lacks = [(frame[0] - size[0], frame[1] - size[1]) for frame in (full, full[::-1])]
+    lacks = [lack for lack in lacks if min(lack) >= 0 and (sides == 2 or min(lack) == 0)]
     return torch.tensor(min(lacks, key=sum), dtype=torch.float64) if lacks else None
 
 
