@@ -9,6 +9,7 @@ from recon3d.bundle_solve import Problem, Rig
 from recon3d.config import RefineConfig
 from recon3d.geometry import invert_rigid, look_at, transform_points
 from recon3d.tracks import Tracks
+from recon3d.types import View
 
 
 def open_problem(n_views: int, focal: float = 900.0, **changes: object) -> Problem:
@@ -25,6 +26,19 @@ def open_problem(n_views: int, focal: float = 900.0, **changes: object) -> Probl
         config=RefineConfig(),
     )
     return replace(problem, **changes)
+
+
+def photo(name: str, width: int, height: int, focal_px: float | None = None) -> View:
+    """Return a view of a photo of that size, of which only size and EXIF count."""
+    return View(
+        name=name,
+        sha256="",
+        image=torch.zeros(3, 16, 16),
+        photo2view=torch.eye(3),
+        photo_width=width,
+        photo_height=height,
+        focal_px=focal_px,
+    )
 
 
 def ring(n_views: int, focal: float = 900.0) -> Rig:

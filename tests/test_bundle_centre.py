@@ -15,7 +15,7 @@ from recon3d.bundle_solve import Problem, Rig, adjust
 from recon3d.geometry import rotation_angle, so3_exp
 from recon3d.tracks import Tracks
 from recon3d.types import View
-from seen_tracks import open_problem, ring, seen_by, tracks_of
+from seen_tracks import open_problem, photo, ring, seen_by, tracks_of
 
 pytest.importorskip("pycolmap", reason="needs the extra colmap")
 
@@ -50,15 +50,7 @@ def observed(seed: int, cropped: dict[int, tuple[float, float]]) -> Tracks:
 
 def photos(widths: Sequence[int], heights: Sequence[int] = (750,) * N_VIEWS) -> list[View]:
     return [
-        View(
-            name=f"{n}.jpg",
-            sha256="",
-            image=torch.zeros(3, 16, 16),
-            photo2view=torch.eye(3),
-            photo_width=width,
-            photo_height=height,
-            focal_px=None,
-        )
+        photo(f"{n}.jpg", width, height)
         for n, (width, height) in enumerate(zip(widths, heights, strict=True))
     ]
 

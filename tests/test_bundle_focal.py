@@ -11,23 +11,12 @@ from recon3d.bundle_solve import Problem, Rig, adjust
 from recon3d.config import RefineConfig
 from recon3d.tracks import Tracks, select_observations
 from recon3d.types import View
-from seen_tracks import open_problem, ring, seen_by, tracks_of
+from seen_tracks import open_problem, photo, ring, seen_by, tracks_of
 
 pytest.importorskip("pycolmap", reason="needs the extra colmap")
 
 N_VIEWS, N_POINTS, FOCAL = 5, 300, 900.0
-VIEWS = [
-    View(
-        name=f"{n}.jpg",
-        sha256="",
-        image=torch.zeros(3, 16, 16),
-        photo2view=torch.eye(3),
-        photo_width=1500,
-        photo_height=2000,
-        focal_px=None,
-    )
-    for n in range(N_VIEWS)
-]
+VIEWS = [photo(f"{n}.jpg", 1500, 2000) for n in range(N_VIEWS)]
 
 
 def observed(seed: int, views: range) -> Tracks:

@@ -5,6 +5,7 @@ import torch
 
 from recon3d.bundle_lens import first_of_each, lenses_of, of_one_size
 from recon3d.types import View
+from seen_tracks import photo
 
 Photo = tuple[int, int, float | None]
 """Width, height and focal length in EXIF (pixels)."""
@@ -12,18 +13,7 @@ FULL, UPRIGHT, SMALL = (1000, 750), (750, 1000), (800, 600)
 
 
 def photos(*those: Photo) -> list[View]:
-    return [
-        View(
-            name=f"{n}.jpg",
-            sha256="",
-            image=torch.zeros(3, 16, 16),
-            photo2view=torch.eye(3),
-            photo_width=width,
-            photo_height=height,
-            focal_px=focal,
-        )
-        for n, (width, height, focal) in enumerate(those)
-    ]
+    return [photo(f"{n}.jpg", *one) for n, one in enumerate(those)]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +28,9 @@ def photos(*those: Photo) -> list[View]:
         ([(*FULL, 900.0), (*SMALL, 900.0), (*SMALL, None)], [0, 1, 1]),
         # a zoom lens: no chain from one end to the other
         ([(*FULL, 900.0), (*FULL, 908.0), (*FULL, 916.0)], [0, 0, 2]),
+        # two of seven are alike by chance, three of eight are not
+        ([(1000, 700 + n % 6, None) for n in range(7)], [0, 1, 2, 3, 4, 5, 6]),
+        ([(1000, 700 + max(0, n - 2), None) for n in range(8)], [0, 0, 0, 3, 4, 5, 6, 7]),
         ([], []),
     ],
 )

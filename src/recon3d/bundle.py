@@ -44,12 +44,7 @@ from recon3d.matches import Matches
 from recon3d.parallax import show_parallax
 from recon3d.progress import Track, silent
 from recon3d.scale import shifted, whole_middle
-from recon3d.tracks import (
-    Tracks,
-    select_observations,
-    views_seeing,
-    well_joined,
-)
+from recon3d.tracks import Tracks, select_observations, views_seeing, well_joined
 from recon3d.twin_pose import find_twin, with_twin
 from recon3d.types import Scene
 
@@ -57,8 +52,8 @@ logger = logging.getLogger(__name__)
 
 _ROUNDS = 8  # at most; each starts from better points and drops observations that do not fit
 _FALLS = 0.95  # a round that leaves more of the median error is the last ...
-_LOOKS = 4  # at most, each from cameras of which one was placed anew
 _EXACT = 0.01  # ... and so is one that leaves no more (thousandths)
+_LOOKS = 4  # for views that stand wrong; at most
 _TRACKS_PER_VIEW = 50  # fewer leave doubt ...
 _CLEAR_PER_VIEW = 150  # ... as do fewer than this many ...
 _CLEAR_SUPPORT = 0.9  # ... of which a smaller share fits

@@ -9,6 +9,7 @@ from torch import Tensor
 from recon3d.types import View
 
 _SAME_FOCAL = 1.01  # ratio of EXIF focal lengths of one lens
+_LEAST_SHARING = 1 / 3  # of the photos
 
 
 def lenses_of(views: Sequence[View]) -> Int64[Tensor, " view"]:
@@ -16,8 +17,10 @@ def lenses_of(views: Sequence[View]) -> Int64[Tensor, " view"]:
 
     They are of equal size, lying or upright, and EXIF says the same of them. Photos without EXIF
     are of the lens of the others of their size where these have but one, else each of its own.
+    Where less than a third shares one, sizes are alike by chance, as of photos from the net: then
+    each has its own.
     """
-    lens = torch.arange(len(views))
+    lens, own = torch.arange(len(views)), torch.arange(len(views))
     for size in {_size(view) for view in views}:
         alike = [n for n, view in enumerate(views) if _size(view) == size]
         silent = [n for n in alike if views[n].focal_px is None]
@@ -33,7 +36,9 @@ def lenses_of(views: Sequence[View]) -> Int64[Tensor, " view"]:
             groups = [alike]
         for group in groups:
             lens[group] = min(group)
-    return lens
+    _, inverse, count = lens.unique(return_inverse=True, return_counts=True)
+    n_sharing = int((count[inverse] > 1).sum())
+    return lens if n_sharing >= _LEAST_SHARING * len(views) else own
 
 
 def of_one_size(views: Sequence[View]) -> bool:
