@@ -232,6 +232,13 @@ def test_one_cropped_photo_among_known_lenses_is_found() -> None:
     assert (found[0].centre[known] == 0).all()
 
 
+def test_the_full_size_may_be_upright() -> None:
+    crops = {0: (750, 1000), 1: (800, 750), 2: (750, 1000), 3: (500, 700)}
+    assert {n: lack.tolist() for n, lack in bundle_centre._missing(crops).items()} == {
+        0: [0, 0], 1: [200, 0], 2: [0, 0], 3: [250, 300]
+    }  # fmt: skip
+
+
 def test_sizes_tell_who_is_cropped_and_by_how_much() -> None:
     crops = {0: (1000, 750), 1: (800, 750), 2: (750, 1000), 3: (750, 940), 4: (640, 480)}
     assert {n: lack.tolist() for n, lack in bundle_centre._missing(crops).items()} == {

@@ -128,13 +128,12 @@ def _missing(sizes: Mapping[int, tuple[int, int]]) -> dict[int, Float64[Tensor, 
     smaller lack something along both, or were scaled down.
     """
     explained = [
-        {n: lack for n, size in sizes.items() if (lack := _lack(size, full)) is not None}
+        (full, {n: lack for n, size in sizes.items() if (lack := _lack(size, full)) is not None})
         for full in sorted(set(sizes.values()), reverse=True)
     ]
-    best = max(explained, key=len)
+    full, best = max(explained, key=lambda one: len(one[1]))
     if 2 * len(best) <= len(sizes):
         return {}
-    full = max(sizes[n] for n in best)
     return best | {
         n: lack
         for n, size in sizes.items()
