@@ -16,8 +16,10 @@ logger = logging.getLogger(__name__)
 
 _N_ROUNDS = 6  # at most
 _SETTLED = 0.01  # change of the logarithm of a focal length that ends them
-_OFF = 0.1  # of that logarithm: with true focal lengths features of 14 scenes are at most 0.13 off
-_SIGMAS = 3.0  # ... and 1.8 standard errors better; with wrong ones 3.5 to 7
+_OFF = 0.1
+"""Of that logarithm. With true focal lengths features of 11 scenes are at most 0.13 off ..."""
+_SIGMAS = 3.0
+"""... and, where more than 0.1, at most 1.6 standard errors better; with wrong ones 3.5 to 7."""
 
 
 def warn_of_focals(
