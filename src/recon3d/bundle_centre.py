@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from recon3d.bundle_check import RefineReport, judged, pays
 from recon3d.bundle_lens import first_of_each, of_one_size
 from recon3d.bundle_solve import Problem, Rig, adjust, adjust_centres
 from recon3d.progress import Track, silent
-from recon3d.tracks import Tracks, select_tracks
+from recon3d.tracks import Tracks, count_by_track, select_tracks
 from recon3d.types import View
 
 logger = logging.getLogger(__name__)
@@ -61,17 +61,18 @@ def find_centres(
     at_most = torch.where(is_known, _KNOWN, at_most.clamp_min(_LEAST))
     whole = [n for n, lack in missing.items() if not lack.any()]
     moved, new, spread = replace(problem, lens=_lenses(views, whole, problem)), rig, at_most
-    judges = select_tracks(aside, _seen_by(at_most.amax(-1) > _LEAST, aside))
+    by_open = (at_most.amax(-1) > _LEAST)[aside.view]
+    judges = select_tracks(aside, count_by_track(aside, by_open) > 0)
     if not judges.n_tracks:
         return None
-    in_middle = _without_centres(moved, rig, used, judges, report)
+    plain = replace(report, remapped=True)
+    in_middle = _without_centres(moved, rig, used, judges, plain)
     for n_done in range(1, _N_ROUNDS + 1):
         moved, new = adjust_centres(moved, new, used, problem.centre, spread)
         track("refine", n_done, _N_ROUNDS)
         off = ((moved.centre - problem.centre) * problem.unit).norm(dim=-1, keepdim=True)
         if n_done >= _N_LOOSE:
             spread = at_most.minimum(((_PLAIN**2 + off.square()) / 2).sqrt())
-    plain = replace(report, remapped=True)
     found = judged(plain, moved, rig, new, judges)
     if found.reason or not found.error_after < _HINTS * in_middle.error_after:
         return None
@@ -109,16 +110,8 @@ def _without_centres(
     free = rig
     for _ in range(_N_LOOSE):
         free = adjust(problem, free, used)
-    plain = replace(report, remapped=True)
-    found = [judged(plain, problem, rig, one, judges).error_after for one in (rig, free)]
-    return replace(report, error_after=min(found))
-
-
-def _seen_by(views: Bool[Tensor, " view"], tracks: Tracks) -> Bool[Tensor, " track"]:
-    """Return which tracks any of the views sees."""
-    seen = torch.zeros(tracks.n_tracks, dtype=torch.bool)
-    seen[tracks.track[views[tracks.view]]] = True
-    return seen
+    found = judged(report, problem, rig, free, judges)
+    return replace(report, error_after=min(found.error_before, found.error_after))
 
 
 def _missing(sizes: Mapping[int, tuple[int, int]]) -> dict[int, Float64[Tensor, "2"]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recon3d.bundle_solve import FOCAL_RANGE, UNIT, Problem, Rig, fit_tracks
 from recon3d.config import RefineConfig
-from recon3d.tracks import Tracks
+from recon3d.tracks import Tracks, count_by_track
 
 _MIN_SUPPORT = 0.5  # share of the tracks kept aside that must fit the new cameras
 _FITS = 0.2  # share of `max_error` below which an observation fits: coarser ones cannot judge
@@ -116,8 +116,7 @@ def fit_bound(problem: Problem) -> float:
 def fitting(problem: Problem, rig: Rig, tracks: Tracks) -> Bool[Tensor, " observation"]:
     """Return the observations that fit the cameras, of tracks in which two or more do."""
     fits = fit_tracks(problem, rig, tracks).error < fit_bound(problem)
-    count = torch.zeros(tracks.n_tracks, dtype=torch.int64).index_add_(0, tracks.track, fits.long())
-    return fits & (count >= 2)[tracks.track]
+    return fits & (count_by_track(tracks, fits) >= 2)[tracks.track]
 
 
 def support_of_views(problem: Problem, rig: Rig, tracks: Tracks) -> Float64[Tensor, " view"]:

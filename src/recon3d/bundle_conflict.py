@@ -18,7 +18,7 @@ from torch import Tensor
 from recon3d.bundle_check import fit_bound
 from recon3d.bundle_solve import Fit, Problem, Rig, fit_tracks
 from recon3d.metrics import relative_pose_errors
-from recon3d.tracks import Tracks, ray_angle, select_observations
+from recon3d.tracks import Tracks, count_by_track, ray_angle, select_observations
 
 _LEAST_COMMON = 20  # points that a view and two others or more share; fewer do not judge it
 _LEAST_FITTING = 0.55  # share of them that must fit
@@ -71,10 +71,8 @@ def _agreed_without(
 ) -> Int64[Tensor, " common"]:
     """Return the tracks of the view on whose points two other views or more agree."""
     others = tracks.view != view
-    seen = torch.zeros(tracks.n_tracks, dtype=torch.bool)
-    seen[tracks.track[~others]] = True
-    kept = others & seen[tracks.track]
-    count = torch.bincount(tracks.track[kept], minlength=tracks.n_tracks)
+    kept = others & (count_by_track(tracks, ~others) > 0)[tracks.track]
+    count = count_by_track(tracks, kept)
     number = (count >= 2).nonzero().flatten()
     rest = select_observations(tracks, kept)
     fit = fit_tracks(problem, rig, rest)

@@ -23,10 +23,10 @@ def lenses_of(views: Sequence[View]) -> Int64[Tensor, " view"]:
     lens, own = torch.arange(len(views)), torch.arange(len(views))
     for size in {_size(view) for view in views}:
         alike = [n for n, view in enumerate(views) if _size(view) == size]
-        silent = [n for n in alike if views[n].focal_px is None]
+        known = [(focal, n) for n in alike if (focal := views[n].focal_px) is not None]
         groups: list[list[int]] = []
         shortest = 0.0
-        for focal, n in sorted((views[n].focal_px or 0.0, n) for n in alike if n not in silent):
+        for focal, n in sorted(known):
             if groups and focal <= _SAME_FOCAL * shortest:
                 groups[-1].append(n)
             else:

@@ -19,7 +19,7 @@ from torch import Tensor
 from recon3d.bundle_check import fit_bound, support_of_views
 from recon3d.bundle_solve import Problem, Rig, fit_tracks, well_seen
 from recon3d.geometry import invert_rigid
-from recon3d.tracks import Tracks, select_observations, select_tracks
+from recon3d.tracks import Tracks, count_by_track, select_observations, select_tracks
 
 _MOST_VIEWS = 50  # that are looked at, those whose observations fit worst
 _LEAST_POINTS = 15
@@ -59,13 +59,12 @@ class _Place(NamedTuple):
 def _placed(problem: Problem, rig: Rig, tracks: Tracks, n: int) -> _Place | None:
     """Return where view n should be, None where it may stay."""
     bound = fit_bound(problem)
-    by_others = torch.bincount(tracks.track[tracks.view != n], minlength=tracks.n_tracks)
-    by_own = torch.bincount(tracks.track[tracks.view == n], minlength=tracks.n_tracks)
-    tracks = select_tracks(tracks, (by_others >= 2) & (by_own > 0))
+    by_own, by_others = (count_by_track(tracks, of) for of in (tracks.view == n, tracks.view != n))
+    tracks = select_tracks(tracks, (by_own > 0) & (by_others >= 2))
     others = select_observations(tracks, tracks.view != n)  # of the same tracks
     fit = fit_tracks(problem, rig, others)
     good = well_seen(rig, others, fit, bound)
-    is_known = torch.bincount(others.track[good], minlength=others.n_tracks) >= 2
+    is_known = count_by_track(others, good) >= 2
     own = (tracks.view == n) & is_known[tracks.track]
     if int(own.sum()) < _LEAST_POINTS:
         return None

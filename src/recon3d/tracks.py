@@ -51,13 +51,16 @@ def build_tracks(matches: Sequence[Matches]) -> Tracks:
 
 def select_observations(tracks: Tracks, keep: Bool[Tensor, " observation"]) -> Tracks:
     """Return those observations of the tracks that still have two or more, numbered anew."""
-    count = torch.zeros(tracks.n_tracks, dtype=torch.int64)
-    count.index_add_(0, tracks.track, keep.long())
-    keep = keep & (count >= 2)[tracks.track]
+    keep = keep & (count_by_track(tracks, keep) >= 2)[tracks.track]
     kept, track = tracks.track[keep].unique(return_inverse=True)
     return Tracks(
         track=track, view=tracks.view[keep], pixels=tracks.pixels[keep], n_tracks=len(kept)
     )
+
+
+def count_by_track(tracks: Tracks, of: Bool[Tensor, " observation"]) -> Int64[Tensor, " track"]:
+    """Return how many of those observations each track has."""
+    return torch.bincount(tracks.track[of], minlength=tracks.n_tracks)
 
 
 def views_seeing(tracks: Tracks, n_views: int) -> Bool[Tensor, " view"]:
